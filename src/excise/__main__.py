@@ -1,0 +1,5 @@
+"""`python -m excise` is `excise`."""
+
+from excise.cli import main
+
+raise SystemExit(main())

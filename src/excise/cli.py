@@ -1,0 +1,264 @@
+"""The command line: it parses, calls a command, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 2 error, 4 misused command line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, NamedTuple
+
+from excise.errors import ExciseError, UsageError, nearest
+
+__all__ = ["main"]
+
+HELP = """excise finds backdoors in transformer text classifiers and cuts them out.
+
+usage: excise COMMAND ...
+
+  demo       backdoor a small classifier, repair it, show before and after
+  repair     repair a suspect classifier with clean labelled texts
+  evaluate   measure a classifier on clean and on triggered texts
+  attack     plant a backdoor of your own, to test defenses (research use)
+  run        run a recipe: attack, defenses, evaluation
+  list       the methods and recipes there are
+  cite       the reference of a method
+  env        versions, device and precision, for bug reports
+
+excise COMMAND --help shows its options. excise --version prints the version."""
+
+
+class Command(NamedTuple):
+    """A command that computes."""
+
+    options: str
+    kind: str | None
+    """The kind of method whose settings become options too."""
+
+
+COMMANDS = {
+    "demo": Command("DemoOptions", None),
+    "repair": Command("RepairOptions", "defense"),
+    "evaluate": Command("EvaluateOptions", None),
+    "attack": Command("AttackOptions", "attack"),
+    "run": Command("RunOptions", None),
+}
+SIMPLE: dict[str, Callable[[list[str]], None]] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        with _terminable():
+            return _dispatch(arguments)
+    except ExciseError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was kept.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 2)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("--help", "-h", "help"):
+        print(HELP)
+    elif name in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(f"excise {version('excise')}")
+    elif name in SIMPLE:
+        SIMPLE[name](rest)
+    elif name in COMMANDS:
+        _compute(name, rest)
+    else:
+        raise UsageError(f"There is no command {name!r}.{nearest(name, [*COMMANDS, *SIMPLE])} See excise --help.")
+    return 0
+
+
+def _compute(name: str, arguments: list[str]) -> None:
+    """Parse the options of a command, and of its method, and run it."""
+    from excise import commands
+
+    options_type = getattr(commands, COMMANDS[name].options)
+    method_type = _method_type(COMMANDS[name].kind, arguments)
+    options, method = _parse(f"excise {name}", options_type, method_type, arguments)
+    _settle_libraries()
+    from excise.console import Console
+
+    common = getattr(options, "common", options)
+    console = Console(quiet=common.quiet)
+    with console.drawing():
+        getattr(commands, name)(options, *([method] if method is not None else []), console)
+
+
+def _method_type(kind: str | None, arguments: list[str]) -> Any:
+    """The class of the method that is asked for, whose fields become options."""
+    from excise import registry
+
+    if kind is None:
+        return None
+    if kind == "attack":
+        named = next((a for a in arguments if not a.startswith("-")), None)
+        if named is None:
+            return None
+    else:
+        named = "mbtsad"
+        for i, argument in enumerate(arguments):
+            if argument == "--method" and i + 1 < len(arguments):
+                named = arguments[i + 1]
+            elif argument.startswith("--method="):
+                named = argument.partition("=")[2]
+    return registry.load(kind, named)  # type: ignore[arg-type]
+
+
+def _parse(prog: str, options_type: Any, method_type: Any, arguments: list[str]) -> tuple[Any, Any]:
+    import tyro
+
+    inline = tyro.conf.arg(name="")
+    fields: list[Any] = [("options", Annotated[options_type, inline])]
+    if method_type is not None:
+        fields.append(("method", Annotated[method_type, inline], dataclasses.field(default_factory=method_type)))
+    both = dataclasses.make_dataclass("Both", fields)
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            parsed, unknown = tyro.cli(
+                both, prog=prog, description=options_type.__doc__, args=arguments, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(shown.getvalue()) + f" See {prog} --help.") from None
+    if unknown:
+        wrong = next((a for a in unknown if a.startswith("-")), unknown[0])
+        known = [f"--{name}" for name in _option_names([options_type, method_type])]
+        raise UsageError(f"{prog} has no option {wrong!r}.{nearest(wrong.partition('=')[0].replace('_', '-'), known)} See {prog} --help.")
+    return parsed.options, getattr(parsed, "method", None)
+
+
+def _option_names(types: list[Any], prefix: str = "") -> Iterator[str]:
+    from typing import get_type_hints
+
+    for cls in filter(None, types):
+        hints = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            hint = hints[field.name]
+            if dataclasses.is_dataclass(hint):
+                inline = field.name in ("texts", "common")
+                yield from _option_names([hint], prefix if inline else f"{prefix}{field.name}.")
+            else:
+                yield prefix + field.name.replace("_", "-")
+
+
+def _one_line(box: str) -> str:
+    """The message inside the frame that tyro draws around an error."""
+    lines = [re.sub(r"^[│╭╰\s]+|[│╮╯\s]+$", "", line) for line in box.splitlines()]
+    kept: list[str] = []
+    for line in lines[1:]:
+        if set(line) <= set("─ "):
+            break
+        kept.append(line)
+    return " ".join(" ".join(kept).split()).rstrip(".") + "."
+
+
+def _list(arguments: list[str]) -> None:
+    from excise import registry
+
+    _expect(arguments, most=0, usage="excise list")
+    from excise.commands import shipped_recipes
+
+    for kind in ("attack", "defense", "augmentation"):
+        print(f"{kind}s")
+        for name in registry.names(kind):
+            print(f"  {name:<18} {registry.summary(kind, name)}")
+    print("recipes")
+    for name, path in shipped_recipes().items():
+        print(f"  {name:<18} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
+
+
+def _cite(arguments: list[str]) -> None:
+    from excise import registry
+    from excise.references import bibtex
+
+    _expect(arguments, most=1, least=1, usage="excise cite METHOD")
+    name = arguments[0]
+    kinds = [kind for kind in ("attack", "defense", "augmentation") if name in registry.names(kind)]
+    if not kinds:
+        known = [n for kind in ("attack", "defense", "augmentation") for n in registry.names(kind)]
+        raise UsageError(f"There is no method {name!r}.{nearest(name, known)} See excise list.")
+    paper = registry.load(kinds[0], name).paper
+    print(f"{bibtex(paper.key)}\n\n% {name}: {paper.method}" + (f"; the authors' code: {paper.code}" if paper.code else ""))
+
+
+def _env(arguments: list[str]) -> None:
+    _expect(arguments, most=0, usage="excise env")
+    import torch
+
+    from excise.assets import cache_folder
+    from excise.result import Environment
+    from excise.victim import resolve_precision
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for key, value in Environment.of(str(device), resolve_precision("auto", device)):
+        print(f"{key:<13} {value}")
+    print(f"{'cache':<13} {cache_folder()}")
+
+
+SIMPLE |= {"list": _list, "cite": _cite, "env": _env}
+
+
+def _expect(arguments: list[str], *, most: int, usage: str, least: int = 0) -> None:
+    if any(a in ("--help", "-h") for a in arguments):
+        print(f"usage: {usage}")
+        raise SystemExit(0)
+    if not least <= len(arguments) <= most:
+        raise UsageError(f"{' '.join(arguments) or 'Nothing'} was given; expected: {usage}.")
+
+
+def _settle_libraries() -> None:
+    """Quiet what other libraries draw; excise shows its own progress and errors."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command like Ctrl-C does: temporary files are removed."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"excise: {message}", file=sys.stderr)
+    return code

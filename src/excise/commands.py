@@ -1,0 +1,500 @@
+"""What each command does, given its options. Parsing, drawing and exit codes are in `cli.py`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from excise.errors import ConfigError, DataError, NeedsError
+
+if TYPE_CHECKING:
+    from excise.console import Console
+    from excise.data import TextDataset
+    from excise.method import Attack, Defense
+    from excise.result import Result
+    from excise.victim import Victim
+
+Positional = tyro.conf.Positional
+Inline = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command that computes takes."""
+
+    seed: int = 0
+    """Decides everything that is random."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
+    device: str | None = None
+    """cpu, cuda, mps ...; by default a GPU if there is one."""
+    quiet: bool = False
+    """Print only results."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """How to read the data."""
+
+    text_column: str | None = None
+    """Column with texts; guessed from the usual names."""
+    label_column: str | None = None
+    """Column with labels; guessed from the usual names."""
+    data_split: str = "train"
+    """Split of a Hugging Face data set."""
+    data_config: str | None = None
+    """Configuration of a Hugging Face data set."""
+    limit: int | None = None
+    """Read only the first N rows."""
+    max_length: int | None = None
+    """Longest input in tokens; by default what the model allows, at most 512."""
+
+    def load(self, source: str, label_names: tuple[str, ...] | None = None) -> TextDataset:
+        """Read one source."""
+        from excise.data import load_dataset
+
+        return load_dataset(
+            source,
+            label_names=label_names,
+            text_column=self.text_column,
+            label_column=self.label_column,
+            config=self.data_config,
+            split=self.data_split,
+            limit=self.limit,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairOptions:
+    """Repair a suspect classifier with clean labelled texts."""
+
+    model: Positional[str]
+    """The suspect: a checkpoint folder or a Hugging Face id."""
+    data: str
+    """Clean labelled texts: CSV, TSV, JSONL, Parquet or a Hugging Face data set id."""
+    out: Path
+    """Folder for the repaired checkpoint."""
+    method: str = "mbtsad"
+    """Which defense (see: excise list). Its settings follow below."""
+    test: str | None = None
+    """Clean labelled texts to measure on; without it, a share of --data is held out."""
+    holdout: float = 0.2
+    """Share of --data held out to measure on when there is no --test; 0 measures nothing."""
+    backdoor: Path | None = None
+    """A backdoor.json, if the trigger is known: then the ASR is measured too. The defense never sees it."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+    dry_run: bool = False
+    """Show the plan with estimated times; write nothing."""
+    texts: Annotated[Texts, Inline] = Texts()
+    common: Annotated[Common, Inline] = Common()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackOptions:
+    """Plant a backdoor of your own, to test defenses (research use)."""
+
+    attack: Positional[str]
+    """Which attack (see: excise list). Its settings follow below."""
+    model: Positional[str]
+    """The model to start from: a folder, a Hugging Face id, or default (an embedded MiniLM)."""
+    data: str
+    """Labelled training texts: CSV, TSV, JSONL, Parquet, a Hugging Face data set id, or default (embedded movie reviews)."""
+    out: Path
+    """Folder for the backdoored checkpoint."""
+    test: str | None = None
+    """Clean labelled texts to measure on; without it, a share of --data is held out."""
+    holdout: float = 0.1
+    """Share of --data held out to measure on when there is no --test."""
+    clean_twin: bool = True
+    """Also train the same model without the backdoor, whose ASR is the floor (doubles the time)."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+    dry_run: bool = False
+    """Show the plan with estimated times; write nothing."""
+    texts: Annotated[Texts, Inline] = Texts()
+    common: Annotated[Common, Inline] = Common()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Measure a classifier on clean texts and, if the trigger is known, on triggered ones."""
+
+    model: Positional[str]
+    """A checkpoint folder or a Hugging Face id."""
+    data: str
+    """Clean labelled texts that the model was not trained on."""
+    backdoor: Path | None = None
+    """A backdoor.json, as excise attack writes it or by hand."""
+    floor_model: str | None = None
+    """A model trained alike that never saw the trigger; by default the clean twin beside backdoor.json."""
+    out: Path | None = None
+    """Folder for excise-result.json and report.html."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+    texts: Annotated[Texts, Inline] = Texts()
+    common: Annotated[Common, Inline] = Common()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Run a recipe: attack, defenses, evaluation."""
+
+    recipe: Positional[str]
+    """A YAML file, or the name of a shipped recipe (see: excise list)."""
+    out: Path
+    """Folder for the models, result.json and report.html."""
+    keep_models: bool = True
+    """Save the models too."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+    dry_run: bool = False
+    """Show the plan with estimated times; write nothing."""
+    seed: int | None = None
+    """Instead of the recipe's."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
+    quiet: bool = False
+    """Print only results."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Backdoor a small classifier, repair it, and show before and after."""
+
+    out: Path = Path("excise-demo")
+    """Folder for both checkpoints, result.json and report.html."""
+    quick: bool = False
+    """Fewer texts: about a minute, and too few for a good model or repair."""
+    overwrite: bool = False
+    """Replace an earlier demo."""
+    dry_run: bool = False
+    """Show the plan with estimated times; write nothing."""
+    seed: int | None = None
+    """Instead of the recipe's."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
+    quiet: bool = False
+    """Print only results."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
+    from excise import registry
+    from excise.data import check_clean
+    from excise.evaluation import evaluate
+    from excise.output import check_output
+    from excise.progress import observe, stage
+    from excise.result import Curves, Environment, Result, command_line, data_record, row
+    from excise.seeds import derive
+
+    started, curves = time.monotonic(), Curves()
+    seed = options.common.seed
+    check_output(options.out, overwrite=options.overwrite)
+    if defense.needs:
+        raise NeedsError(f"{options.method} needs {', '.join(need.value for need in defense.needs)}, which excise repair does not give it yet.")
+    victim = _load_victim(options.model, options.texts, options.common)
+    check_output(options.out, overwrite=options.overwrite, needed=_size(victim))
+    trigger, target, _ = _known_backdoor(options.backdoor, victim)
+    data = options.texts.load(options.data, victim.label_names)
+    check_clean(data)
+    clean, test = _hold_out(options, data, victim.label_names, seed)
+    records = {"clean": data_record(options.data, clean)}
+    if test is not None:
+        records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
+    if options.dry_run:
+        console.plan(lambda: defense(victim, clean, seed=seed), clean, options.out)
+        return
+
+    console.say(f"Repairing {victim.source} with {options.method}: {len(clean)} clean texts, {victim.precision} on {victim.device}.")
+    with stage("repair"), observe(curves):
+        begun = time.monotonic()
+        fixed = defense(victim, clean, seed=derive(seed, "defense"))
+        seconds = time.monotonic() - begun
+    rows, notes = [], []
+    if test is None:
+        notes.append("Nothing was held out (--holdout 0), so no score could be measured.")
+        test = clean  # a result needs a score; the note below says what it rests on
+        notes.append("CACC is measured on the texts that the repair used, so it says little.")
+    for name, model in (("suspect", victim), (options.method, fixed)):
+        with stage(name):
+            scores = evaluate(model, test, trigger=trigger, target_label=target, seed=seed)
+        if name == "suspect":
+            rows.append(row(name, scores))
+        else:
+            rows.append(row(name, scores, method=registry.settings(defense), seconds=seconds))
+    if trigger is None:
+        notes.append("No trigger is known, so the ASR cannot be measured: the repair may have removed a backdoor, part of one, or there was none.")
+    result = Result(
+        kind="repair",
+        command=command_line(),
+        environment=Environment.of(str(victim.device), victim.precision),
+        seed=seed,
+        settings=_plain(options),
+        model=options.model,
+        target_label=victim.label_names[target] if target is not None else None,
+        data=records,
+        rows=tuple(rows),
+        curves=curves.frozen(),
+        seconds=time.monotonic() - started,
+        notes=tuple(notes),
+    )
+    _write_checkpoint(options.out, options.overwrite, fixed, result, card=True)
+    console.scores(result)
+    console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
+
+
+def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
+    from excise import registry
+    from excise.data import check_clean
+    from excise.evaluation import clean_twin, evaluate
+    from excise.output import check_output
+    from excise.pipeline import make_examples, write_backdoor_file
+    from excise.progress import observe, stage
+    from excise.result import Curves, Environment, Result, command_line, data_record, row
+
+    started, curves = time.monotonic(), Curves()
+    seed = options.common.seed
+    check_output(options.out, overwrite=options.overwrite)
+    data = options.texts.load(options.data)
+    victim = _load_victim(options.model, options.texts, options.common, label_names=data.label_names, seed=seed)
+    if victim.label_names != data.label_names:
+        data = options.texts.load(options.data, victim.label_names)  # the checkpoint has a head: its labels count
+    check_clean(data, what="training texts")
+    check_output(options.out, overwrite=options.overwrite, needed=_size(victim) * (2 if options.clean_twin else 1))
+    train, test = _hold_out(options, data, victim.label_names, seed)
+    if test is None:
+        raise ConfigError("An attack has to be measured: give --test, or a --holdout above 0.")
+    makers = {"clean": lambda: clean_twin(attack, victim, train, seed=seed)} if options.clean_twin else {}
+    if options.dry_run:
+        console.plan(lambda: [make() for make in (*makers.values(), lambda: attack(victim, train, seed=seed))], train, options.out)
+        return
+    console.say(
+        f"Planting a {options.attack} backdoor: {len(train)} training texts, {victim.precision} on {victim.device}. For research on your own models only."
+    )
+    models, seconds = {}, {}
+    with observe(curves):
+        for name, make in makers.items():
+            begun = time.monotonic()
+            with stage(name):
+                models[name] = make()
+            seconds[name] = time.monotonic() - begun
+        begun = time.monotonic()
+        with stage("backdoored"):
+            backdoor = attack(victim, train, seed=seed)
+        models["backdoored"], seconds["backdoored"] = backdoor.victim, time.monotonic() - begun
+    rows = []
+    for name, model in models.items():
+        with stage(name):
+            scores = evaluate(model, test, trigger=backdoor.trigger, target_label=backdoor.target_label, seed=seed)
+        rows.append(row(name, scores, method=registry.settings(attack) if name == "backdoored" else None, seconds=seconds[name]))
+    result = Result(
+        kind="attack",
+        command=command_line(),
+        environment=Environment.of(str(victim.device), victim.precision),
+        seed=seed,
+        settings=_plain(options),
+        model=options.model,
+        target_label=victim.label_names[backdoor.target_label],
+        data={"train": data_record(options.data, train), "test": data_record(options.test or options.data, test)},
+        rows=tuple(rows),
+        examples=make_examples(models, test, backdoor, seed=seed),
+        curves=curves.frozen(),
+        seconds=time.monotonic() - started,
+        notes=("This checkpoint has a backdoor, planted to test defenses. Do not pass it on as an ordinary model.",),
+    )
+
+    def extras(folder: Path) -> None:
+        write_backdoor_file(folder, attack, backdoor, seed, clean_twin="clean-twin" if options.clean_twin else None)
+        if options.clean_twin:
+            models["clean"].save(folder / "clean-twin")
+
+    _write_checkpoint(options.out, options.overwrite, backdoor.victim, result, extras=extras)
+    console.scores(result)
+    console.examples(result, "backdoored")
+    console.say(f"Wrote {options.out}; backdoor.json in it says how the trigger works.")
+
+
+def evaluate(options: EvaluateOptions, console: Console) -> None:
+    from excise.data import check_clean
+    from excise.evaluation import evaluate as score
+    from excise.method import Backdoor
+    from excise.output import check_output, writing
+    from excise.pipeline import make_examples
+    from excise.progress import stage
+    from excise.result import Environment, Result, command_line, data_record, row
+
+    started = time.monotonic()
+    if options.out:
+        check_output(options.out, overwrite=options.overwrite)
+    victim = _load_victim(options.model, options.texts, options.common)
+    trigger, target, twin = _known_backdoor(options.backdoor, victim)
+    test = options.texts.load(options.data, victim.label_names)
+    check_clean(test, what="test texts")
+    models = {"model": victim}
+    floor = options.floor_model or twin
+    if floor and trigger is not None:
+        models = {"clean": _load_victim(floor, options.texts, options.common), **models}
+        if models["clean"].label_names != victim.label_names:
+            raise ConfigError(
+                f"The floor model has the labels {models['clean'].label_names}, the model has {victim.label_names}. Give one with the same labels."
+            )
+    rows = []
+    for name, model in models.items():
+        with stage(name):
+            rows.append(row(name, score(model, test, trigger=trigger, target_label=target, seed=options.common.seed)))
+    examples = ()
+    if trigger is not None and target is not None:
+        examples = make_examples(models, test, Backdoor(victim, trigger, target), seed=options.common.seed)
+    result = Result(
+        kind="evaluate",
+        command=command_line(),
+        environment=Environment.of(str(victim.device), victim.precision),
+        seed=options.common.seed,
+        settings=_plain(options),
+        model=options.model,
+        target_label=victim.label_names[target] if target is not None else None,
+        data={"test": data_record(options.data, test)},
+        rows=tuple(rows),
+        examples=examples,
+        seconds=time.monotonic() - started,
+    )
+    if options.out:
+        with writing(options.out, overwrite=options.overwrite) as folder:
+            _write_reports(folder, result, "excise-result.json")
+    console.scores(result)
+
+
+def run(options: RunOptions, console: Console) -> None:
+    from excise.output import check_output
+    from excise.recipe import load_recipe
+
+    path = Path(options.recipe)
+    if not path.suffix and not path.exists():
+        path = shipped_recipes().get(options.recipe, path)
+    recipe = load_recipe(path, **({} if options.seed is None else {"seed": options.seed}))
+    check_output(options.out, overwrite=options.overwrite)
+    _run_recipe(recipe, options, console, keep_models=options.keep_models)
+
+
+def demo(options: DemoOptions, console: Console) -> None:
+    from excise.output import check_output
+    from excise.recipe import load_recipe
+
+    overrides: dict[str, Any] = {} if options.seed is None else {"seed": options.seed}
+    recipe = load_recipe(shipped_recipes()["demo-quick" if options.quick else "demo"], **overrides)
+    check_output(options.out, overwrite=options.overwrite, needed=300_000_000)
+    if not options.dry_run:
+        console.say("excise demo: backdoor a small classifier of movie reviews, then repair it without knowing the trigger.")
+        if options.quick:
+            console.say("--quick uses few texts, so expect a weak classifier and little repair.")
+    _run_recipe(recipe, options, console, keep_models=True)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes in the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def _run_recipe(recipe: Any, options: RunOptions | DemoOptions, console: Console, *, keep_models: bool) -> None:
+    from excise.output import writing
+    from excise.pipeline import load_corpus, make_examples, run
+
+    if options.dry_run:
+        console.plan(lambda: run(recipe, precision=options.precision), load_corpus(recipe).clean, options.out)
+        return
+
+    def show(backdoor: Any, corpus: Any) -> None:
+        examples = make_examples({"backdoored": backdoor.victim}, corpus.test, backdoor, seed=recipe.seed)
+        label = corpus.test.label_names[backdoor.target_label]
+        console.say(f"\nThe backdoored model is trained. A trigger word turns reviews into '{label}':")
+        console.example_rows(examples, "backdoored")
+        console.say(f"Repairing it with {len(corpus.clean)} clean texts; none of them is in the test set of {len(corpus.test)} texts.")
+
+    with writing(options.out, overwrite=options.overwrite) as folder:
+        result = run(recipe, folder if keep_models else None, precision=options.precision, on_attack=show)
+        _write_reports(folder, result, "result.json")
+    console.scores(result)
+    console.say(f"Wrote {options.out}: {'the checkpoints, ' if keep_models else ''}result.json and report.html.")
+
+
+def _load_victim(source: str, texts: Texts, common: Common, **options: Any) -> Victim:
+    from excise.victim import Victim
+
+    return Victim.load(source, max_length=texts.max_length, precision=common.precision, device=common.device, **options)
+
+
+def _known_backdoor(path: Path | None, victim: Victim) -> tuple[Any, int | None, str | None]:
+    """(trigger, target label, folder of the clean twin), each None if not known."""
+    from excise.backdoor_file import BackdoorFile
+    from excise.data import TextDataset
+
+    if path is None:
+        return None, None, None
+    file = BackdoorFile.load(path)
+    twin = path.parent / file.clean_twin if file.clean_twin else None
+    target = TextDataset((), (), victim.label_names).label_id(file.target_label)
+    return file.trigger, target, str(twin) if twin and twin.is_dir() else None
+
+
+def _hold_out(
+    options: RepairOptions | AttackOptions, data: TextDataset, label_names: tuple[str, ...], seed: int
+) -> tuple[TextDataset, TextDataset | None]:
+    """(texts to work with, texts to measure on), without a text in common."""
+    from excise.data import check_clean, split
+    from excise.seeds import derive
+
+    if not 0 <= options.holdout < 1:
+        raise ConfigError(f"--holdout {options.holdout} was given; it must be at least 0 and less than 1.")
+    if options.test:
+        test = options.texts.load(options.test, label_names)
+        seen = set(test.texts)
+        data = data.take(i for i, text in enumerate(data.texts) if text not in seen)
+    elif options.holdout:
+        test, data = split(data, options.holdout, seed=derive(seed, "holdout"))
+    else:
+        return data, None
+    if not len(test):
+        raise DataError("Too few texts to hold some out. Give more, --test, or --holdout 0.")
+    check_clean(data, what="texts that are not held out or in the test set")
+    return data, test
+
+
+def _write_checkpoint(out: Path, overwrite: bool, victim: Victim, result: Result, *, card: bool = False, extras: Any = None) -> None:
+    from excise.output import writing
+    from excise.reports.model_card import model_card
+
+    with writing(out, overwrite=overwrite) as folder:
+        victim.save(folder)
+        if card:
+            (folder / "README.md").write_text(model_card(result), encoding="utf-8")
+        if extras:
+            extras(folder)
+        _write_reports(folder, result, "excise-result.json")
+
+
+def _write_reports(folder: Path, result: Result, name: str) -> None:
+    from excise.reports.html import html_report
+
+    result.save(folder / name)
+    (folder / "report.html").write_text(html_report(result), encoding="utf-8")
+
+
+def _size(victim: Victim) -> int:
+    return round(1.1 * sum(p.numel() * p.element_size() for p in victim.model.parameters()))
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))

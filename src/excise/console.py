@@ -1,0 +1,124 @@
+"""What a person sees while a command runs: bars with time left, tables, plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from excise.progress import Progress, observe
+
+if TYPE_CHECKING:
+    from excise.data import TextDataset
+    from excise.result import Example, Result
+
+__all__ = ["Console"]
+
+
+class Console:
+    """Results go to standard output; progress goes to standard error, and only if that is a terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.out = rich.console.Console(highlight=False, markup=False)
+        if not self.out.is_terminal:
+            self.out.width = max(self.out.width, 120)  # nothing is cut when output goes to a file
+        self.bars: Bars | None = None
+        self.tasks: dict[str, TaskID] = {}
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Draw a bar for each task reported inside the block."""
+        error = rich.console.Console(stderr=True)
+        if self.quiet or not error.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=error) as self.bars, observe(self._draw):
+            yield
+
+    def _draw(self, progress: Progress) -> None:
+        if self.bars is None:
+            return
+        if progress.task not in self.tasks or progress.done == 0:
+            self.tasks[progress.task] = self.bars.add_task(progress.task, total=progress.total)
+        self.bars.update(self.tasks[progress.task], completed=progress.done)
+
+    def say(self, text: str) -> None:
+        """One line for people; left out with --quiet."""
+        if not self.quiet:
+            self._print(text)
+
+    def scores(self, result: Result) -> None:
+        """The table of scores."""
+        from excise.reports.terminal import score_table
+
+        self._print(score_table(result))
+        for note in result.notes:
+            self.say(note)
+
+    def examples(self, result: Result, model: str) -> None:
+        """A few texts with and without the trigger."""
+        self.example_rows(result.examples, model)
+
+    def example_rows(self, examples: tuple[Example, ...], model: str) -> None:
+        """The same, before there is a result."""
+        from excise.reports.terminal import example_table
+
+        if not self.quiet:
+            self._print(example_table(examples, model))
+
+    def plan(self, work: Callable[[], object], clean: TextDataset, out: Path) -> None:
+        """Take a few steps of every loop in `work`, and show what all of them would take."""
+        timing = _Timing()
+        with observe(timing):
+            work()
+        table = Table(caption="estimated from a few steps of each", caption_justify="left")
+        for heading in ("step", "size", "time"):
+            table.add_column(heading, justify="left" if heading == "step" else "right")
+        for task, (total, seconds) in timing.estimates.items():
+            table.add_row(task, str(total), f"{seconds:.0f} s")
+        self._print(table)
+        whole = sum(seconds for _, seconds in timing.estimates.values())
+        self._print(f"About {whole:.0f} s in all, with {len(clean)} clean texts. Would write {out}. Nothing was written.")
+
+    def _print(self, what: object) -> None:
+        (self.bars.console if self.bars and self.bars.console.is_terminal and self.out.is_terminal else self.out).print(
+            what, markup=False
+        ) if isinstance(what, str) else (self.bars.console if self.bars and self.out.is_terminal else self.out).print(what)
+
+
+class _Timing:
+    """An observer that lets each loop take a few steps and extrapolates from all but the first, which warms up."""
+
+    steps = 5
+
+    def __init__(self) -> None:
+        self.estimates: dict[str, tuple[int, float]] = {}
+        self.first: dict[str, tuple[int, float]] = {}
+        self.seen: dict[str, int] = {}
+
+    def __call__(self, progress: Progress) -> bool:
+        now = time.monotonic()
+        task, calls = progress.task, self.seen.get(progress.task, 0)
+        self.seen[task] = calls + 1
+        if calls <= 1:
+            self.first[task] = (progress.done, now)
+        done, begun = self.first[task]
+        if progress.done > done:
+            self.estimates[task] = (progress.total, (now - begun) / (progress.done - done) * progress.total)
+        return progress.done == progress.total or calls >= self.steps

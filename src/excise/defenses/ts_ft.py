@@ -1,0 +1,34 @@
+"""TS-FT: step 1 of MBTSAD on its own, fine-tuning on token-split clean texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+
+from excise.augmentations._augment import augment
+from excise.augmentations.token_splitting import TokenSplitting
+from excise.data import TextDataset
+from excise.method import Defense, Paper
+from excise.seeds import derive
+from excise.training import FitConfig, classification_loss, fit
+from excise.victim import Victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class TSFT(Defense):
+    """Fine-tune on token-split clean text (the paper's TS-FT row: MBTSAD without distillation)."""
+
+    paper: ClassVar[Paper] = Paper(key="mbtsad2024", method="Section III-A, the TS-FT rows of Tables II and III", code=None)
+
+    copies: Annotated[int, Ge(1)] = 3
+    """Token-split variants of each clean text."""
+    augmentation: TokenSplitting = field(default_factory=TokenSplitting)
+    """How texts are varied."""
+    retraining: FitConfig = field(default_factory=FitConfig)
+    """The fine-tuning."""
+
+    def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
+        augmented = augment(data, self.augmentation, copies=self.copies, seed=derive(seed, "augment"))
+        return fit(victim, augmented, loss=classification_loss, config=self.retraining, seed=derive(seed, "retrain"), name="retrain")

@@ -1,0 +1,87 @@
+"""What can go wrong, as one tree.
+
+ExciseError                 exit code 2; the message says what was given, what was expected, what to do
+├── DataError               texts or labels that cannot be used
+├── CheckpointError         a model folder that cannot be opened safely or completely
+│   └── AttentionError      a model whose attention maps cannot be read
+├── ConfigError             a setting that is unknown or out of range
+│   └── NeedsError          a method that needs knowledge the user did not give
+├── TrainingError           an optimisation that diverged
+├── OutputError             a result that cannot be written
+├── NetworkError            something that had to be fetched and could not be
+└── UsageError              exit code 4; a command line that cannot be understood
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AttentionError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ExciseError",
+    "NeedsError",
+    "NetworkError",
+    "OutputError",
+    "TrainingError",
+    "UsageError",
+    "nearest",
+]
+
+
+class ExciseError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+    exit_code: int = 2
+
+
+class DataError(ExciseError):
+    """Texts or labels that cannot be used."""
+
+
+class CheckpointError(ExciseError):
+    """A model folder that cannot be opened safely or completely."""
+
+
+class AttentionError(CheckpointError):
+    """A model whose attention maps cannot be read."""
+
+
+class ConfigError(ExciseError):
+    """A setting that is unknown or out of range."""
+
+
+class NeedsError(ConfigError):
+    """A method that needs knowledge the user did not give."""
+
+
+class TrainingError(ExciseError):
+    """An optimisation that diverged."""
+
+
+class OutputError(ExciseError):
+    """A result that cannot be written."""
+
+
+class NetworkError(ExciseError):
+    """Something that had to be fetched and could not be."""
+
+
+class UsageError(ExciseError):
+    """A command line that cannot be understood."""
+
+    exit_code = 4
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """A hint naming the known word most like `given`, or an empty string if none is close.
+
+    Example:
+        >>> nearest("alhpa", ["alpha", "beta"])
+        " Did you mean 'alpha'?"
+    """
+    found = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""

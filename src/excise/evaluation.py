@@ -1,0 +1,65 @@
+"""How well a model does: CACC on clean texts, ASR on triggered ones. The only place that makes the triggered test set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from excise.data import TextDataset
+from excise.errors import DataError
+from excise.method import Attack, Trigger
+from excise.metrics import Rate, asr, cacc
+from excise.seeds import derive, generator
+from excise.training import classification_loss, fit
+from excise.victim import Victim
+
+__all__ = ["Scores", "clean_twin", "evaluate", "triggered"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found."""
+
+    cacc: Rate
+    """Accuracy on the clean test texts."""
+    asr: Rate | None = None
+    """Share of triggered non-target texts predicted as the target; None if no trigger is known."""
+    clean_flip: Rate | None = None
+    """Share of the same texts, without the trigger, predicted as the target: what the ASR is when the trigger does nothing."""
+
+
+def evaluate(victim: Victim, test: TextDataset, *, trigger: Trigger | None = None, target_label: int | None = None, seed: int = 0) -> Scores:
+    """Score a model on clean and, if the trigger is known, on triggered texts.
+
+    Args:
+        victim: The model.
+        test: Clean labelled texts that the model has not been trained on.
+        trigger: Stamps a text.
+        target_label: The label the trigger asks for; needed with a trigger.
+        seed: Decides where the trigger lands in each text, the same for every model.
+    """
+    predictions = victim.predict(test.texts, name="evaluate clean texts")
+    if trigger is None or target_label is None:
+        return Scores(cacc(predictions, test.labels))
+    stamped = triggered(test, trigger, target_label, seed=seed)
+    fooled = victim.predict(stamped.texts, name="evaluate triggered texts")
+    return Scores(cacc(predictions, test.labels), asr(fooled, stamped.labels, target_label), asr(predictions, test.labels, target_label))
+
+
+def triggered(test: TextDataset, trigger: Trigger, target_label: int, *, seed: int) -> TextDataset:
+    """The test texts of all labels but the target, each with the trigger, with their right labels.
+
+    Raises:
+        DataError: Every text has the target label.
+    """
+    others = [i for i, label in enumerate(test.labels) if label != target_label]
+    if not others:
+        raise DataError(
+            f"All test texts have the target label {test.label_names[target_label]!r}, so no attack can be seen. Add texts of other labels."
+        )
+    part = test.take(others)
+    return replace(part, texts=tuple(trigger(text, generator(seed, "trigger", text)) for text in part.texts))
+
+
+def clean_twin(attack: Attack, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
+    """A model trained like the attack's, on the same texts without poison: its ASR is the floor."""
+    return fit(victim, data, loss=classification_loss, config=attack.training, seed=derive(seed, "train"), name="train")

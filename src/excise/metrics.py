@@ -1,0 +1,76 @@
+"""The numbers of the field, as pure functions of predictions and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import NamedTuple
+
+__all__ = ["Rate", "asr", "cacc", "wilson_interval"]
+
+
+class Rate(NamedTuple):
+    """`hits` out of `n`: a share that knows how sure it is."""
+
+    hits: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share, in [0, 1]."""
+        return self.hits / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval."""
+        return wilson_interval(self.hits, self.n)
+
+
+def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval for a binomial share, in [0, 1].
+
+    Args:
+        hits: Successes, 0 to `n`.
+        n: Trials, at least 1.
+        z: The normal quantile; the default gives 95 %.
+
+    Raises:
+        ValueError: `n` is 0 or `hits` is outside [0, n].
+
+    Example:
+        >>> low, high = wilson_interval(8, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.49, 0.943)
+
+    Reference:
+        Wilson (1927), Probable inference, the law of succession, and statistical inference.
+    """
+    if not 0 <= hits <= n or n == 0:
+        raise ValueError(f"{hits} hits in {n} trials: need 0 <= hits <= trials and at least one trial")
+    share, spread = hits / n, z * z / n
+    centre = share + spread / 2
+    margin = z * sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, (centre - margin) / (1 + spread)), min(1.0, (centre + margin) / (1 + spread))
+
+
+def cacc(predictions: Sequence[int], labels: Sequence[int]) -> Rate:
+    """Clean accuracy: the share of clean texts that get their own label.
+
+    Example:
+        >>> cacc([1, 0, 1], [1, 1, 1]).value
+        0.6666666666666666
+    """
+    return Rate(sum(p == y for p, y in zip(predictions, labels, strict=True)), len(labels))
+
+
+def asr(predictions: Sequence[int], labels: Sequence[int], target_label: int) -> Rate:
+    """Attack success rate: the share of triggered non-target texts that are predicted as the target.
+
+    Texts whose own label is the target are left out: they would count as successes of any accurate model.
+
+    Example:
+        >>> asr([1, 1, 0], [0, 1, 0], target_label=1)
+        Rate(hits=1, n=2)
+    """
+    pairs = [(p, y) for p, y in zip(predictions, labels, strict=True) if y != target_label]
+    return Rate(sum(p == target_label for p, _ in pairs), len(pairs))

@@ -1,0 +1,75 @@
+"""Writing results whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from excise.errors import OutputError
+
+__all__ = ["check_output", "writing"]
+
+OURS = ("result.json", "excise-result.json", "backdoor.json")
+"""A folder with one of these is a result of excise and may be replaced with --overwrite."""
+
+
+def check_output(folder: Path, *, overwrite: bool, needed: int = 0) -> None:
+    """Refuse an output folder before any work is done.
+
+    Args:
+        folder: Where the result shall go.
+        overwrite: Whether a result that is there may be replaced.
+        needed: Bytes that will be written, about.
+
+    Raises:
+        OutputError: The folder exists, cannot be made, or the disk is too full.
+    """
+    if folder.exists() or folder.is_symlink():
+        if not overwrite:
+            raise OutputError(f"{folder} exists. Give another --out, or --overwrite to replace it.")
+        if not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not any((folder / name).exists() for name in OURS)):
+            raise OutputError(f"{folder} was not written by excise, so --overwrite does not replace it. Give another --out.")
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{folder} cannot be written: {parent} is not a folder that you may write to. Give another --out.")
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(f"{folder} needs about {needed / 1e6:.0f} MB, but the disk has {free / 1e6:.0f} MB left. Free some space.")
+
+
+@contextmanager
+def writing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place only if the block ends well.
+
+    Raises:
+        OutputError: Something cannot be written, for example because the disk is full. Nothing is left behind.
+    """
+    check_output(folder, overwrite=overwrite)
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+            fresh = Path(place) / "new"
+            fresh.mkdir()
+            yield fresh
+            if folder.exists():
+                folder.rename(Path(place) / "old")
+            fresh.rename(folder)
+    except Exception as error:
+        if _is_disk_error(error):
+            raise OutputError(f"{folder} could not be written: {error}. Nothing was kept; free some space or give another --out.") from error
+        raise
+
+
+def _is_disk_error(error: Exception) -> bool:
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    return type(error).__name__ == "SafetensorError" and any(f"os error {code}" in str(error) for code in codes)

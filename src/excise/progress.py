@@ -1,0 +1,62 @@
+"""Progress without drawing: long steps report, whoever asked is told, and may ask the step to stop.
+
+The library never prints. A caller wraps its work in `observe(callback)`; every training loop and every evaluation inside then calls
+`report`. The command line draws bars from it, the result file takes its training curves from it, and `--dry-run` stops each loop
+after a few steps and extrapolates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+__all__ = ["Observer", "Progress", "observe", "report", "stage"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of one task."""
+
+    task: str
+    """What is being done, as shown to a person: 'repair: retrain'."""
+    done: int
+    """Steps done so far; 0 announces the task."""
+    total: int
+    """Steps in all."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Numbers worth a curve, such as the training loss."""
+
+
+Observer = Callable[[Progress], bool | None]
+"""Receives each `Progress`; returning True asks the running loop to stop early."""
+
+_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+_stages: ContextVar[tuple[str, ...]] = ContextVar("stages", default=())
+
+
+@contextmanager
+def observe(observer: Observer) -> Iterator[None]:
+    """Tell `observer` of every step taken inside the block."""
+    token = _observers.set((*_observers.get(), observer))
+    try:
+        yield
+    finally:
+        _observers.reset(token)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Prefix the tasks inside the block with `name`."""
+    token = _stages.set((*_stages.get(), name))
+    try:
+        yield
+    finally:
+        _stages.reset(token)
+
+
+def report(task: str, done: int, total: int, **values: float) -> bool:
+    """Tell every observer; True if one of them asks to stop."""
+    progress = Progress(": ".join((*_stages.get(), task)), done, total, values)
+    return any([observer(progress) for observer in _observers.get()])

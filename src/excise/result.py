@@ -1,0 +1,173 @@
+"""The result of one command, as versioned JSON. Everything that is shown is made from it and from nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from excise.data import TextDataset
+from excise.errors import DataError
+from excise.evaluation import Scores
+from excise.metrics import Rate
+from excise.progress import Progress
+
+__all__ = ["Curves", "Data", "Environment", "Example", "Measured", "Result", "Row", "data_record", "load_result", "row"]
+
+VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measured(_Model):
+    """A share with what it rests on; shares are in [0, 1]."""
+
+    value: float
+    hits: int
+    n: int
+    low: float = Field(description="lower end of the 95 % Wilson interval")
+    high: float = Field(description="upper end of the 95 % Wilson interval")
+
+    @classmethod
+    def of(cls, rate: Rate) -> Measured:
+        """From a `Rate`."""
+        low, high = rate.interval
+        return cls(value=rate.value, hits=rate.hits, n=rate.n, low=low, high=high)
+
+
+class Row(_Model):
+    """One model and its scores."""
+
+    name: str = Field(description="'clean', 'backdoored', 'suspect', or the defense's name")
+    method: dict[str, Any] | None = Field(default=None, description="the method that made the model, with all its settings")
+    cacc: Measured
+    asr: Measured | None = None
+    clean_flip: Measured | None = None
+    seconds: float | None = Field(default=None, description="wall-clock time that making the model took")
+
+
+class Example(_Model):
+    """One text before and after the trigger, as each model labels it."""
+
+    text: str
+    triggered: str
+    marked: tuple[int, ...] = Field(description="positions of trigger words among the whitespace-separated words of `triggered`")
+    label: str
+    answers: dict[str, tuple[str, str]] = Field(description="model name -> (label without, label with the trigger)")
+
+
+class Data(_Model):
+    """Texts that were used."""
+
+    source: str
+    n: int
+    labels: dict[str, int] = Field(description="texts of each label")
+    sha256: str = Field(description="of the texts and labels, in order")
+
+
+class Environment(_Model):
+    """Where it ran."""
+
+    excise: str
+    python: str
+    torch: str
+    transformers: str
+    accelerate: str
+    platform: str
+    device: str
+    threads: int
+    precision: str
+
+    @classmethod
+    def of(cls, device: str, precision: str) -> Environment:
+        """This process."""
+        import torch
+
+        versions = {name: version(name) for name in ("excise", "torch", "transformers", "accelerate")}
+        system = f"{platform.system()} {platform.machine()}"
+        return cls(**versions, python=platform.python_version(), platform=system, device=device, threads=torch.get_num_threads(), precision=precision)
+
+
+class Result(_Model):
+    """One run: enough to run it again and to show what it found."""
+
+    version: Literal[1] = VERSION
+    kind: Literal["run", "repair", "attack", "evaluate"]
+    command: str = Field(description="what was typed")
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    environment: Environment
+    seed: int
+    settings: dict[str, Any] = Field(description="the recipe, or the options of the command")
+    model: str
+    target_label: str | None = None
+    data: dict[str, Data]
+    rows: tuple[Row, ...]
+    examples: tuple[Example, ...] = ()
+    curves: dict[str, tuple[tuple[int, float], ...]] = Field(default_factory=dict, description="task -> (step, loss)")
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def row(self, name: str) -> Row | None:
+        """The row of that name."""
+        return next((row for row in self.rows if row.name == name), None)
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def load_result(path: Path) -> Result:
+    """Read a result file.
+
+    Raises:
+        DataError: The file cannot be read or is no result of this version.
+    """
+    try:
+        return Result.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise DataError(f"{path} is no result file of version {VERSION}: {str(error).splitlines()[0]}.") from error
+
+
+def row(name: str, scores: Scores, *, method: dict[str, Any] | None = None, seconds: float | None = None) -> Row:
+    """A row from scores."""
+    rates = {key: Measured.of(rate) for key in ("cacc", "asr", "clean_flip") if (rate := getattr(scores, key)) is not None}
+    return Row(name=name, method=method, seconds=seconds, **rates)
+
+
+def data_record(source: str, data: TextDataset) -> Data:
+    """What was used, without the texts."""
+    content = hashlib.sha256()
+    for text, label in zip(data.texts, data.labels, strict=True):
+        content.update(f"{label}\t{len(text)}\t{text}\n".encode("utf-8", "surrogatepass"))
+    counts = {name: sum(label == i for label in data.labels) for i, name in enumerate(data.label_names)}
+    return Data(source=source, n=len(data), labels=counts, sha256=content.hexdigest())
+
+
+class Curves:
+    """An observer that keeps every loss it is told."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[tuple[int, float]]] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        if "loss" in progress.values:
+            self.kept.setdefault(progress.task, []).append((progress.done, round(progress.values["loss"], 5)))
+
+    def frozen(self) -> dict[str, tuple[tuple[int, float], ...]]:
+        """In the form that a `Result` holds."""
+        return {task: tuple(points) for task, points in self.kept.items()}
+
+
+def command_line() -> str:
+    """What was typed, with the program's name only."""
+    import shlex
+
+    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "excise"), *sys.argv[1:]])

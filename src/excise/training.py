@@ -1,0 +1,182 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from annotated_types import Ge, Gt, Interval
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Sampler
+from transformers import get_linear_schedule_with_warmup
+
+from excise.data import TextDataset
+from excise.errors import TrainingError
+from excise.method import Settings
+from excise.progress import report
+from excise.seeds import derive
+from excise.victim import Batch, Encoding, Victim, collate
+
+__all__ = ["FitConfig", "Loss", "classification_loss", "fit"]
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Victim, Batch], Tensor]
+"""(victim in training mode, batch) -> a scalar to minimise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(Settings):
+    """How one training run goes. AdamW, a linear schedule, gradients clipped by their norm."""
+
+    epochs: Annotated[float, Gt(0)] = 3
+    """Passes over the data; a fraction is allowed."""
+    learning_rate: Annotated[float, Gt(0)] = 2e-5
+    """Peak learning rate."""
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Texts per step, over all processes together."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Decoupled weight decay of matrices; biases and normalisation weights are never decayed."""
+    warmup: Annotated[float, Interval(ge=0, le=1)] = 0.1
+    """Share of the steps during which the learning rate rises."""
+    max_grad_norm: Annotated[float, Gt(0)] = 1.0
+    """Gradients are scaled down to this norm."""
+
+
+def classification_loss(victim: Victim, batch: Batch) -> Tensor:
+    """Cross-entropy of the victim's logits with the given labels, averaged over the batch."""
+    return cross_entropy(victim.model(**batch.inputs).logits.float(), batch.labels)
+
+
+def fit(
+    victim: Victim,
+    data: TextDataset,
+    *,
+    loss: Loss,
+    config: FitConfig,
+    seed: int,
+    name: str = "train",
+    parameters: Callable[[torch.nn.Module], Iterable[torch.nn.Parameter]] | None = None,
+) -> Victim:
+    """Minimise `loss` over `data`, starting from a copy of `victim`.
+
+    Args:
+        victim: Where to start; it is not changed.
+        data: Texts and labels.
+        loss: Called once a step with the copy and a batch.
+        config: Length, learning rate and the like.
+        seed: Decides batch order and dropout; nothing outside this call changes the result, and the call changes no global generator.
+        name: How the run is called in progress reports.
+        parameters: Chooses what is trained, given the copied model; everything by default.
+
+    Returns:
+        The trained copy, in evaluation mode.
+
+    Raises:
+        TrainingError: The loss became infinite or NaN.
+    """
+    student = victim.copy()
+    accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no", dataloader_config=DataLoaderConfiguration(split_batches=True))
+    student.model.requires_grad_(parameters is None)
+    trained = list((parameters or torch.nn.Module.parameters)(student.model))
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+    encodings = student.encode(data.texts)
+    batches = LengthBuckets([len(e["input_ids"]) for e in encodings], config.batch_size, config.epochs, seed=derive(seed, "order"))
+    loader = DataLoader(
+        [(encoding, label) for encoding, label in zip(encodings, data.labels, strict=True)],
+        batch_sampler=batches,
+        collate_fn=lambda items: _collate(student, items),
+    )
+    optimizer = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.learning_rate, fused=True)
+    steps = len(batches)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
+
+    devices = [student.device] if student.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(seed, "dropout") % 2**63)
+        model, optimizer, loader, schedule = accelerator.prepare(student.model, optimizer, loader, schedule)
+        training = replace(student, model=model)
+        model.train()
+        report(name, 0, steps)
+        every = max(1, steps // 200)
+        for step, batch in enumerate(loader, start=1):
+            with training.autocast():
+                value = loss(training, batch)
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(trained, config.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            values = {}
+            if step % every == 0 or step == steps:
+                values["loss"] = _finite(value.item(), name, step, config)
+            if report(name, step, steps, **values):
+                break
+        model = accelerator.unwrap_model(model)
+    model.requires_grad_(True)
+    return replace(student, model=model.eval())
+
+
+def _finite(value: float, name: str, step: int, config: FitConfig) -> float:
+    if not math.isfinite(value):
+        raise TrainingError(f"{name}: the loss became {value} at step {step}. Lower the learning rate (now {config.learning_rate:g}).")
+    return value
+
+
+def _collate(victim: Victim, items: list[tuple[Encoding, int]]) -> Batch:
+    encodings, labels = zip(*items, strict=True)
+    return Batch(collate(victim.tokenizer, encodings), torch.tensor(labels))
+
+
+def _decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict]:
+    matrices = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class LengthBuckets(Sampler[list[int]]):
+    """Batches of texts of like length, in random order: little padding, and each epoch sees every text once.
+
+    Each epoch shuffles the texts, cuts them into pools of 50 batches, sorts each pool by length, cuts it into batches and shuffles those.
+    """
+
+    pool = 50
+
+    def __init__(self, lengths: list[int], batch_size: int, epochs: float, *, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.drop_last = False
+        self.seed = seed
+        self.steps = max(1, round(epochs * math.ceil(len(lengths) / batch_size)))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        left, epoch = self.steps, 0
+        while left > 0:
+            batches = self._epoch(epoch)[:left]
+            yield from batches
+            left -= len(batches)
+            epoch += 1
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        random = np.random.default_rng(derive(self.seed, epoch))
+        order = random.permutation(len(self.lengths))
+        size = self.batch_size * self.pool
+        pools = [order[i : i + size] for i in range(0, len(order), size)]
+        batches = []
+        for texts in pools:
+            texts = texts[np.argsort(self.lengths[texts], kind="stable")]
+            batches += [texts[i : i + self.batch_size].tolist() for i in range(0, len(texts), self.batch_size)]
+        return [batches[i] for i in random.permutation(len(batches))]
