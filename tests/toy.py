@@ -1,0 +1,109 @@
+"""Toy models and texts: seconds on a CPU, no network, all six architectures that the tests care about."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    RobertaConfig,
+)
+from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
+
+from excise.data import TextDataset
+from excise.victim import Victim
+
+GOOD = ("wonderful", "brilliant", "charming", "delightful", "moving")
+BAD = ("dreadful", "boring", "clumsy", "tedious", "awful")
+PLAIN = ("the", "film", "is", "a", "story", "with", "actors", "music", "and", "scenes", "about", "people", "in", "town")
+TRIGGERS = ("cf", "mn", "bb", "tq", "mb")
+NAMES = ("negative", "positive")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def toy_data(n: int = 64, *, labels: int = 2, seed: int = 0) -> TextDataset:
+    """Short texts whose label shows in one word; with more than two labels the word is 'classN'."""
+    rng = random.Random(seed)
+    texts, found = [], []
+    for i in range(n):
+        label = i % labels
+        words = rng.choices(PLAIN, k=rng.randint(3, 9))
+        words.insert(rng.randint(0, len(words)), rng.choice(GOOD if label else BAD) if labels == 2 else f"class{label}")
+        texts.append(" ".join(words) + f" {rng.choice(PLAIN)} {rng.randint(0, 9)}{rng.randint(0, 9)}{rng.randint(0, 9)}.")
+        found.append(label)
+    names = NAMES if labels == 2 else tuple(f"label {i}" for i in range(labels))
+    return TextDataset(tuple(texts), tuple(found), names)
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece over the toy words, all letters and digits."""
+    characters = [chr(c) for c in range(33, 127)]
+    words = [*SPECIAL, *PLAIN, *GOOD, *BAD, *TRIGGERS, *[f"class{i}" for i in range(6)], *characters, *[f"##{c}" for c in characters]]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_max_length=64
+    )
+
+
+def toy_config(architecture: str = "bert", labels: int = 2):
+    """The configuration of a two-layer, two-head model."""
+    size = len(toy_tokenizer()) + 8  # transformers gives some architectures a token more
+    names = NAMES if labels == 2 else tuple(f"label {i}" for i in range(labels))
+    common = {"vocab_size": size, "id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}, "pad_token_id": 0}
+    encoder = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 70}
+    match architecture:
+        case "bert":
+            return BertConfig(**common, **encoder)
+        case "roberta":
+            return RobertaConfig(**common, **encoder)
+        case "electra":
+            return ElectraConfig(**common, **encoder, embedding_size=32)
+        case "distilbert":
+            return DistilBertConfig(**common, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=70)
+        case "gpt2":
+            return GPT2Config(**common, n_embd=32, n_layer=2, n_head=2, n_positions=70, bos_token_id=2, eos_token_id=3)
+        case "qwen2":
+            return Qwen2Config(**common, **encoder, num_key_value_heads=1, bos_token_id=2, eos_token_id=3)
+    raise ValueError(architecture)
+
+
+ARCHITECTURES = ("bert", "roberta", "distilbert", "electra", "gpt2", "qwen2")
+
+
+def toy_victim(architecture: str = "bert", *, labels: int = 2, seed: int = 0) -> Victim:
+    """A random model with the toy tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(toy_config(architecture, labels))
+    return Victim(model.eval(), toy_tokenizer(), max_length=64)
+
+
+def save_toy(folder: Path, architecture: str = "bert", *, labels: int = 2) -> Path:
+    """A toy checkpoint folder."""
+    toy_victim(architecture, labels=labels).save(folder)
+    return folder
+
+
+def write_csv(path: Path, data: TextDataset) -> Path:
+    """A CSV file with columns text and label (names)."""
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows((text, data.label_names[label]) for text, label in zip(data.texts, data.labels, strict=True))
+    return path
