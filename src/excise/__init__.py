@@ -52,7 +52,7 @@ _HOME = {
     "run": "pipeline",
     "split": "data",
 }
-__all__ = list(_HOME)
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

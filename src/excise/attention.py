@@ -86,6 +86,6 @@ def recorded_attention(model: PreTrainedModel, statistic: Statistic) -> Iterator
         _switch(model, before)
 
 
-def _switch(model: PreTrainedModel, implementation: str) -> None:
-    if model.config._attn_implementation != implementation:
+def _switch(model: PreTrainedModel, implementation: str | None) -> None:
+    if implementation is not None and model.config._attn_implementation != implementation:
         model.set_attn_implementation(implementation)

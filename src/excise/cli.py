@@ -184,7 +184,7 @@ def _list(arguments: list[str]) -> None:
     _expect(arguments, most=0, usage="excise list")
     from excise.commands import shipped_recipes
 
-    for kind in ("attack", "defense", "augmentation"):
+    for kind in registry.BASES:
         print(f"{kind}s")
         for name in registry.names(kind):
             print(f"  {name:<18} {registry.summary(kind, name)}")
@@ -199,11 +199,11 @@ def _cite(arguments: list[str]) -> None:
 
     _expect(arguments, most=1, least=1, usage="excise cite METHOD")
     name = arguments[0]
-    kinds = [kind for kind in ("attack", "defense", "augmentation") if name in registry.names(kind)]
+    kinds = [kind for kind in registry.BASES if name in registry.names(kind)]
     if not kinds:
-        known = [n for kind in ("attack", "defense", "augmentation") for n in registry.names(kind)]
+        known = [n for kind in registry.BASES for n in registry.names(kind)]
         raise UsageError(f"There is no method {name!r}.{nearest(name, known)} See excise list.")
-    paper = registry.load(kinds[0], name).paper
+    paper = registry.load(kinds[0], name).paper  # type: ignore[arg-type]
     print(f"{bibtex(paper.key)}\n\n% {name}: {paper.method}" + (f"; the authors' code: {paper.code}" if paper.code else ""))
 
 

@@ -280,7 +280,8 @@ def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
         console.plan(lambda: [make() for make in (*makers.values(), lambda: attack(victim, train, seed=seed))], train, options.out)
         return
     console.say(
-        f"Planting a {options.attack} backdoor: {len(train)} training texts, {victim.precision} on {victim.device}. For research on your own models only."
+        f"Planting a {options.attack} backdoor: {len(train)} training texts, {victim.precision} on {victim.device}. "
+        "For research on your own models only."
     )
     models, seconds = {}, {}
     with observe(curves):

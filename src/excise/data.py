@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -343,10 +342,3 @@ def _label_id(value: Any, names: Sequence[str], *, where: str) -> int:
     raise DataError(
         f"{where} has the label {value!r}; known labels are {_listed(names)} or their indices 0 to {len(names) - 1}.{nearest(given, names)}"
     )
-
-
-def write_jsonl(data: TextDataset, path: Path) -> None:
-    """Write texts and label names, one JSON object a line; `load_dataset` reads it back."""
-    with path.open("w", encoding="utf-8") as file:
-        for text, label in zip(data.texts, data.labels, strict=True):
-            file.write(json.dumps({"text": text, "label": data.label_names[label]}, ensure_ascii=False) + "\n")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import annotated_types
-
-from excise.errors import ConfigError
+from excise.settings import Settings
 
 if TYPE_CHECKING:
     from excise.data import TextDataset
     from excise.victim import Victim
 
-__all__ = ["Attack", "Augmentation", "Backdoor", "Defense", "Knowledge", "Method", "Paper", "Settings", "Trigger"]
+__all__ = ["Attack", "Augmentation", "Backdoor", "Defense", "Knowledge", "Method", "Paper", "Trigger"]
 
 Trigger = Callable[[str, Random], str]
 """g(x): stamps one text. All its randomness comes from the generator it is given."""
@@ -42,60 +40,6 @@ class Paper:
     """The section, algorithm or equations that define it."""
     code: str | None = None
     """The authors' public code, for citation; None where none was found."""
-
-
-class Settings:
-    """A frozen dataclass that checks the ranges written in its annotations (`Annotated[float, Ge(0)]`) when it is made."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # reading settings from outside is strict
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            for rule in _rules(hints[field.name]):
-                if value is not None and not _allowed(value, rule):
-                    raise ConfigError(f"{type(self).__name__}: {field.name} = {value!r}, but it must be {_in_words(rule)}.")
-
-
-def _rules(hint: Any) -> Iterator[object]:
-    yield from getattr(hint, "__metadata__", ())
-    for part in getattr(hint, "__args__", ()):  # Annotated[int, Ge(1)] | None
-        yield from getattr(part, "__metadata__", ())
-
-
-def _allowed(value: object, rule: object) -> bool:
-    match rule:
-        case annotated_types.Ge(ge=bound):
-            return value >= bound  # type: ignore[operator]
-        case annotated_types.Gt(gt=bound):
-            return value > bound  # type: ignore[operator]
-        case annotated_types.Le(le=bound):
-            return value <= bound  # type: ignore[operator]
-        case annotated_types.Lt(lt=bound):
-            return value < bound  # type: ignore[operator]
-        case annotated_types.Interval():
-            return all(_allowed(value, part) for part in rule)
-        case annotated_types.MinLen(min_length=bound):
-            return len(value) >= bound  # type: ignore[arg-type]
-    return True
-
-
-def _in_words(rule: object) -> str:
-    match rule:
-        case annotated_types.Ge(ge=bound):
-            return f"at least {bound}"
-        case annotated_types.Gt(gt=bound):
-            return f"greater than {bound}"
-        case annotated_types.Le(le=bound):
-            return f"at most {bound}"
-        case annotated_types.Lt(lt=bound):
-            return f"less than {bound}"
-        case annotated_types.Interval():
-            return " and ".join(_in_words(part) for part in rule)
-        case annotated_types.MinLen(min_length=bound):
-            return f"of length {bound} or more"
-    return str(rule)
 
 
 class Method(Settings, ABC):

@@ -14,7 +14,7 @@ from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError
 from excise.evaluation import clean_twin, evaluate, triggered
-from excise.method import Backdoor
+from excise.method import Attack, Backdoor
 from excise.progress import observe, stage
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, command_line, data_record, row
@@ -150,7 +150,7 @@ def make_examples(models: dict[str, Victim], test: TextDataset, backdoor: Backdo
     )
 
 
-def write_backdoor_file(folder: Path, attack: object, backdoor: Backdoor, seed: int, *, clean_twin: str | None) -> None:
+def write_backdoor_file(folder: Path, attack: Attack, backdoor: Backdoor, seed: int, *, clean_twin: str | None) -> None:
     """Say next to a backdoored checkpoint how its trigger works."""
     if not isinstance(backdoor.trigger, InsertWords):
         raise TypeError(f"backdoor.json cannot hold a {type(backdoor.trigger).__name__}")

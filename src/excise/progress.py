@@ -59,4 +59,5 @@ def stage(name: str) -> Iterator[None]:
 def report(task: str, done: int, total: int, **values: float) -> bool:
     """Tell every observer; True if one of them asks to stop."""
     progress = Progress(": ".join((*_stages.get(), task)), done, total, values)
-    return any([observer(progress) for observer in _observers.get()])
+    stops = [observer(progress) for observer in _observers.get()]  # every observer is told, whatever the first one answers
+    return any(stops)

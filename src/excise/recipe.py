@@ -6,19 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
 from annotated_types import Ge, Interval, MinLen
-from pydantic import TypeAdapter, ValidationError
 
 from excise import registry
-from excise.errors import ConfigError, nearest
-from excise.method import Attack, Defense, Settings
+from excise.errors import ConfigError
+from excise.method import Attack, Defense
+from excise.settings import Settings, validate
 
-__all__ = ["DataSource", "Recipe", "load_recipe", "validate"]
-
-T = TypeVar("T")
+__all__ = ["DataSource", "Recipe", "load_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,30 +119,3 @@ def load_recipe(source: Path | Mapping[str, Any], **overrides: Any) -> Recipe:
     values["attack"] = registry.build("attack", plain.attack, f"{where}: attack")
     values["defenses"] = tuple(registry.build("defense", spec, f"{where}: defenses[{i}]") for i, spec in enumerate(plain.defenses))
     return Recipe(**values)
-
-
-def validate(cls: type[T], fields: Mapping[str, Any], where: str) -> T:
-    """An instance of a settings dataclass from plain data, strictly.
-
-    Raises:
-        ConfigError: A field is unknown, missing or of the wrong type; the message names the place and the nearest known field.
-    """
-    try:
-        return TypeAdapter(cls).validate_python(dict(fields))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise ConfigError(f"{where}: there is no setting {path!r}.{nearest(str(first['loc'][-1]), _fields(cls, first['loc'][:-1]))}") from error
-        raise ConfigError(f"{where}: {path}: {first['msg']} (given: {first['input']!r}).") from error
-
-
-def _fields(cls: Any, path: tuple[int | str, ...]) -> list[str]:
-    from typing import get_type_hints
-
-    for part in path:
-        hint = get_type_hints(cls).get(str(part))
-        if not dataclasses.is_dataclass(hint):
-            return []
-        cls = hint
-    return [f.name for f in dataclasses.fields(cls)]

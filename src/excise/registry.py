@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from excise.errors import ConfigError, nearest
 from excise.method import Attack, Augmentation, Defense, Method
+from excise.settings import validate
 
 __all__ = ["BASES", "Kind", "build", "load", "name_of", "names", "settings", "summary"]
 
@@ -62,8 +63,6 @@ def build(kind: Kind, spec: Mapping[str, Any] | str, where: str) -> Any:
     Raises:
         ConfigError: The method or one of its fields is unknown, or a value does not fit; the message names `where` and the field.
     """
-    from excise.recipe import validate
-
     fields = {"method": spec} if isinstance(spec, str) else dict(spec)
     name = fields.pop("method", None)
     if not isinstance(name, str):

@@ -158,6 +158,7 @@ class Curves:
         self.kept: dict[str, list[tuple[int, float]]] = {}
 
     def __call__(self, progress: Progress) -> None:
+        """Keep a loss."""
         if "loss" in progress.values:
             self.kept.setdefault(progress.task, []).append((progress.done, round(progress.values["loss"], 5)))
 

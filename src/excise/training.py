@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from excise.data import TextDataset
 from excise.errors import TrainingError
-from excise.method import Settings
 from excise.progress import report
 from excise.seeds import derive
+from excise.settings import Settings
 from excise.victim import Batch, Encoding, Victim, collate
 
 __all__ = ["FitConfig", "Loss", "classification_loss", "fit"]
@@ -91,8 +91,9 @@ def fit(
 
     encodings = student.encode(data.texts)
     batches = LengthBuckets([len(e["input_ids"]) for e in encodings], config.batch_size, config.epochs, seed=derive(seed, "order"))
-    loader = DataLoader(
-        [(encoding, label) for encoding, label in zip(encodings, data.labels, strict=True)],
+    pairs: Any = list(zip(encodings, data.labels, strict=True))
+    loader: Any = DataLoader(
+        pairs,
         batch_sampler=batches,
         collate_fn=lambda items: _collate(student, items),
     )

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -119,12 +118,13 @@ class Victim:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.model.device
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """Label names by index."""
-        names = self.model.config.id2label
+        names: Any = self.model.config.id2label
         return tuple(str(names[i]) for i in range(len(names)))
 
     def copy(self) -> Victim:
@@ -147,7 +147,7 @@ class Victim:
         """The logits of each text, in order, on the CPU. They do not depend on a text's neighbours beyond rounding."""
         encodings = self.encode(texts)
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i]["input_ids"]))
-        found = torch.empty(len(texts), self.model.config.num_labels)
+        found = torch.empty(len(texts), len(self.label_names))
         done = 0
         report(name, 0, len(texts))
         with torch.inference_mode(), self.autocast():
@@ -307,11 +307,12 @@ def _load_tokenizer(folder: Path, model: PreTrainedModel, source: str) -> PreTra
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise CheckpointError(f"{source}: its tokenizer cannot be opened ({_first_line(error)}). Add the tokenizer's files.") from error
-    rows = model.get_input_embeddings().num_embeddings
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
     top = max(tokenizer.get_vocab().values(), default=-1)
     if top < 0 or top >= rows:
         raise CheckpointError(
-            f"{source}: the tokenizer has ids up to {top}, but the model's embedding has {rows} rows. Use the tokenizer that the model was trained with."
+            f"{source}: the tokenizer has ids up to {top}, but the model's embedding has {rows} rows. "
+            "Use the tokenizer that the model was trained with."
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -325,8 +326,9 @@ def _load_tokenizer(folder: Path, model: PreTrainedModel, source: str) -> PreTra
 def _longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None) or 512
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1  # RoBERTa counts positions from behind the padding index
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and isinstance(padding, int):
+            positions -= padding + 1  # RoBERTa counts positions from behind the padding index
             break
     return min(int(positions), int(tokenizer.model_max_length))
 
@@ -345,16 +347,3 @@ def _token_batches(order: Sequence[int], encodings: Sequence[Encoding], budget: 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
-@contextmanager
-def evaluating(*victims: Victim) -> Iterator[None]:
-    """Switch dropout off inside the block."""
-    modes = [(victim.model, victim.model.training) for victim in victims]
-    for model, _ in modes:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, mode in modes:
-            model.train(mode)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
-from excise.method import Settings
+from excise.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
