@@ -87,6 +87,8 @@ class RepairOptions:
     """Clean labelled texts to measure on; without it, a share of --data is held out."""
     holdout: float = 0.2
     """Share of --data held out to measure on when there is no --test; 0 measures nothing."""
+    fraction: float = 1.0
+    """Use a stratified random share of --data, drawn by the seed (the MBTSAD paper: 0.2 of the training set)."""
     backdoor: Path | None = None
     """A backdoor.json, if the trigger is known: then the ASR is measured too. The defense never sees it."""
     overwrite: bool = False
@@ -113,8 +115,8 @@ class AttackOptions:
     """Clean labelled texts to measure on; without it, a share of --data is held out."""
     holdout: float = 0.1
     """Share of --data held out to measure on when there is no --test."""
-    clean_twin: bool = True
-    """Also train the same model without the backdoor, whose ASR is the floor (doubles the time)."""
+    no_clean_twin: bool = False
+    """Do not train the same model without the backdoor, whose ASR is the floor; halves the time."""
     overwrite: bool = False
     """Replace an earlier result."""
     dry_run: bool = False
@@ -151,8 +153,8 @@ class RunOptions:
     """A YAML file, or the name of a shipped recipe (see: excise list)."""
     out: Path
     """Folder for the models, result.json and report.html."""
-    keep_models: bool = True
-    """Save the models too."""
+    no_models: bool = False
+    """Write the result and the report only, not the models."""
     overwrite: bool = False
     """Replace an earlier result."""
     dry_run: bool = False
@@ -191,7 +193,7 @@ class DemoOptions:
 
 def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
     from excise import registry
-    from excise.data import check_clean
+    from excise.data import check_clean, split
     from excise.evaluation import evaluate
     from excise.output import check_output
     from excise.progress import observe, stage
@@ -207,6 +209,8 @@ def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
     check_output(options.out, overwrite=options.overwrite, needed=_size(victim))
     trigger, target, _ = _known_backdoor(options.backdoor, victim)
     data = options.texts.load(options.data, victim.label_names)
+    if options.fraction != 1:
+        data, _ = split(data, options.fraction, seed=derive(seed, "fraction"))
     check_clean(data)
     clean, test = _hold_out(options, data, victim.label_names, seed)
     records = {"clean": data_record(options.data, clean)}
@@ -271,11 +275,11 @@ def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
     if victim.label_names != data.label_names:
         data = options.texts.load(options.data, victim.label_names)  # the checkpoint has a head: its labels count
     check_clean(data, what="training texts")
-    check_output(options.out, overwrite=options.overwrite, needed=_size(victim) * (2 if options.clean_twin else 1))
+    check_output(options.out, overwrite=options.overwrite, needed=_size(victim) * (1 if options.no_clean_twin else 2))
     train, test = _hold_out(options, data, victim.label_names, seed)
     if test is None:
         raise ConfigError("An attack has to be measured: give --test, or a --holdout above 0.")
-    makers = {"clean": lambda: clean_twin(attack, victim, train, seed=seed)} if options.clean_twin else {}
+    makers = {} if options.no_clean_twin else {"clean": lambda: clean_twin(attack, victim, train, seed=seed)}
     if options.dry_run:
         console.plan(lambda: [make() for make in (*makers.values(), lambda: attack(victim, train, seed=seed))], train, options.out)
         return
@@ -316,8 +320,8 @@ def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
     )
 
     def extras(folder: Path) -> None:
-        write_backdoor_file(folder, attack, backdoor, seed, clean_twin="clean-twin" if options.clean_twin else None)
-        if options.clean_twin:
+        write_backdoor_file(folder, attack, backdoor, seed, clean_twin=None if options.no_clean_twin else "clean-twin")
+        if not options.no_clean_twin:
             models["clean"].save(folder / "clean-twin")
 
     _write_checkpoint(options.out, options.overwrite, backdoor.victim, result, extras=extras)
@@ -385,7 +389,7 @@ def run(options: RunOptions, console: Console) -> None:
         path = shipped_recipes().get(options.recipe, path)
     recipe = load_recipe(path, **({} if options.seed is None else {"seed": options.seed}))
     check_output(options.out, overwrite=options.overwrite)
-    _run_recipe(recipe, options, console, keep_models=options.keep_models)
+    _run_recipe(recipe, options, console, keep_models=not options.no_models)
 
 
 def demo(options: DemoOptions, console: Console) -> None:
