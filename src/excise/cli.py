@@ -95,8 +95,9 @@ def _dispatch(arguments: list[str]) -> int:
 def _compute(name: str, arguments: list[str]) -> None:
     """Parse the options of a command, and of its method, and run it."""
     from excise import commands
+    from excise import options as known
 
-    options_type = getattr(commands, COMMANDS[name].options)
+    options_type = getattr(known, COMMANDS[name].options)
     method_type = _method_type(COMMANDS[name].kind, arguments)
     options, method = _parse(f"excise {name}", options_type, method_type, arguments)
     _settle_libraries()

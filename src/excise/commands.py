@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from excise.errors import ConfigError, DataError, NeedsError
+from excise.options import AttackOptions, Common, DemoOptions, EvaluateOptions, RepairOptions, RunOptions, Texts
 
 if TYPE_CHECKING:
     from excise.console import Console
@@ -18,177 +17,6 @@ if TYPE_CHECKING:
     from excise.method import Attack, Defense
     from excise.result import Result
     from excise.victim import Victim
-
-Positional = tyro.conf.Positional
-Inline = tyro.conf.arg(name="")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every command that computes takes."""
-
-    seed: int = 0
-    """Decides everything that is random."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
-    device: str | None = None
-    """cpu, cuda, mps ...; by default a GPU if there is one."""
-    quiet: bool = False
-    """Print only results."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """How to read the data."""
-
-    text_column: str | None = None
-    """Column with texts; guessed from the usual names."""
-    label_column: str | None = None
-    """Column with labels; guessed from the usual names."""
-    data_split: str = "train"
-    """Split of a Hugging Face data set."""
-    data_config: str | None = None
-    """Configuration of a Hugging Face data set."""
-    limit: int | None = None
-    """Read only the first N rows."""
-    max_length: int | None = None
-    """Longest input in tokens; by default what the model allows, at most 512."""
-
-    def load(self, source: str, label_names: tuple[str, ...] | None = None) -> TextDataset:
-        """Read one source."""
-        from excise.data import load_dataset
-
-        return load_dataset(
-            source,
-            label_names=label_names,
-            text_column=self.text_column,
-            label_column=self.label_column,
-            config=self.data_config,
-            split=self.data_split,
-            limit=self.limit,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepairOptions:
-    """Repair a suspect classifier with clean labelled texts."""
-
-    model: Positional[str]
-    """The suspect: a checkpoint folder or a Hugging Face id."""
-    data: str
-    """Clean labelled texts: CSV, TSV, JSONL, Parquet or a Hugging Face data set id."""
-    out: Path
-    """Folder for the repaired checkpoint."""
-    method: str = "mbtsad"
-    """Which defense (see: excise list). Its settings follow below."""
-    test: str | None = None
-    """Clean labelled texts to measure on; without it, a share of --data is held out."""
-    holdout: float = 0.2
-    """Share of --data held out to measure on when there is no --test; 0 measures nothing."""
-    fraction: float = 1.0
-    """Use a stratified random share of --data, drawn by the seed (the MBTSAD paper: 0.2 of the training set)."""
-    backdoor: Path | None = None
-    """A backdoor.json, if the trigger is known: then the ASR is measured too. The defense never sees it."""
-    overwrite: bool = False
-    """Replace an earlier result."""
-    dry_run: bool = False
-    """Show the plan with estimated times; write nothing."""
-    texts: Annotated[Texts, Inline] = Texts()
-    common: Annotated[Common, Inline] = Common()
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackOptions:
-    """Plant a backdoor of your own, to test defenses (research use)."""
-
-    attack: Positional[str]
-    """Which attack (see: excise list). Its settings follow below."""
-    model: Positional[str]
-    """The model to start from: a folder, a Hugging Face id, or default (an embedded MiniLM)."""
-    data: str
-    """Labelled training texts: CSV, TSV, JSONL, Parquet, a Hugging Face data set id, or default (embedded movie reviews)."""
-    out: Path
-    """Folder for the backdoored checkpoint."""
-    test: str | None = None
-    """Clean labelled texts to measure on; without it, a share of --data is held out."""
-    holdout: float = 0.1
-    """Share of --data held out to measure on when there is no --test."""
-    no_clean_twin: bool = False
-    """Do not train the same model without the backdoor, whose ASR is the floor; halves the time."""
-    overwrite: bool = False
-    """Replace an earlier result."""
-    dry_run: bool = False
-    """Show the plan with estimated times; write nothing."""
-    texts: Annotated[Texts, Inline] = Texts()
-    common: Annotated[Common, Inline] = Common()
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Measure a classifier on clean texts and, if the trigger is known, on triggered ones."""
-
-    model: Positional[str]
-    """A checkpoint folder or a Hugging Face id."""
-    data: str
-    """Clean labelled texts that the model was not trained on."""
-    backdoor: Path | None = None
-    """A backdoor.json, as excise attack writes it or by hand."""
-    floor_model: str | None = None
-    """A model trained alike that never saw the trigger; by default the clean twin beside backdoor.json."""
-    out: Path | None = None
-    """Folder for excise-result.json and report.html."""
-    overwrite: bool = False
-    """Replace an earlier result."""
-    texts: Annotated[Texts, Inline] = Texts()
-    common: Annotated[Common, Inline] = Common()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Run a recipe: attack, defenses, evaluation."""
-
-    recipe: Positional[str]
-    """A YAML file, or the name of a shipped recipe (see: excise list)."""
-    out: Path
-    """Folder for the models, result.json and report.html."""
-    no_models: bool = False
-    """Write the result and the report only, not the models."""
-    overwrite: bool = False
-    """Replace an earlier result."""
-    dry_run: bool = False
-    """Show the plan with estimated times; write nothing."""
-    seed: int | None = None
-    """Instead of the recipe's."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
-    quiet: bool = False
-    """Print only results."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoOptions:
-    """Backdoor a small classifier, repair it, and show before and after."""
-
-    out: Path = Path("excise-demo")
-    """Folder for both checkpoints, result.json and report.html."""
-    quick: bool = False
-    """Fewer texts: about a minute, and too few for a good model or repair."""
-    overwrite: bool = False
-    """Replace an earlier demo."""
-    dry_run: bool = False
-    """Show the plan with estimated times; write nothing."""
-    seed: int | None = None
-    """Instead of the recipe's."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
-    quiet: bool = False
-    """Print only results."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
@@ -500,6 +328,4 @@ def _size(victim: Victim) -> int:
 
 
 def _plain(options: Any) -> dict[str, Any]:
-    import dataclasses
-
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
