@@ -3,7 +3,8 @@
     python benchmarks/repair_speed.py --baseline PATH/mbtsad_hf_trainer.py --data clean.parquet --model BACKDOORED [--limit 480] [--repeats 1]
 
 Both repair the same model from the same texts with the same number of copies, epochs, batch size and learning rate, each in a process of its own,
-in turn, so that a drift of the machine meets both. Prints one line of JSON a run and the ratios of medians: time of splitting, retraining and distilling
+in turn, so that a drift of the machine meets both. Prints one line of JSON a run and the ratios of medians: time of splitting, retraining and
+distilling
 (loading and saving left out on both sides), and peak resident memory of the process.
 """
 

@@ -84,8 +84,8 @@ def movie_reviews() -> list[tuple[str, int]]:
         with _becoming(folder) as fresh:
             (fresh / "ratings.tsv").write_bytes(table)
     rows = []
-    for line in (folder / "ratings.tsv").read_text(encoding="latin-1").splitlines():
-        _, rating, text = line.split("\t", 2)
+    for line in (folder / "ratings.tsv").read_bytes().splitlines():  # of bytes: in Latin-1 the character 0x85 would end a line too
+        _, rating, text = line.decode("latin-1").split("\t", 2)
         if abs(float(rating)) >= NEUTRAL and text.strip():
             rows.append((text.strip(), int(float(rating) > 0)))
     return rows

@@ -25,6 +25,8 @@ Statistic = Callable[[Float[Tensor, "batch head query key"]], Tensor]
 """What to keep of one layer's attention probabilities."""
 
 _NAME = "excise_recorded"
+_UNREAD = {"softcap": "capped scores", "s_aux": "attention sinks", "position_bias": "a position bias"}
+"""What some models pass to the interface that changes the probabilities: leaving it out would change the model's answers and say nothing."""
 _recorder: ContextVar[tuple[Statistic, list[Tensor]] | None] = ContextVar("recorder", default=None)
 
 
@@ -36,9 +38,15 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: object,
+    **others: object,
 ) -> tuple[Float[Tensor, "batch query head channel"], None]:
     """Softmax attention in the form of transformers' interface; probabilities go to the recorder before dropout."""
+    for option, what in _UNREAD.items():
+        if others.get(option) is not None:
+            raise AttentionError(
+                f"{type(module).__name__} computes attention with {what}, which excise cannot read yet. "
+                "Set the attention weight to 0 (--alpha 0) or use a method that reads no attention."
+            )
     shared = query.shape[1] // key.shape[1]  # grouped-query attention: several query heads read one key head
     if shared > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)

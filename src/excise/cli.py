@@ -116,7 +116,8 @@ def _method_type(kind: str | None, arguments: list[str]) -> Any:
     if kind is None:
         return None
     if kind == "attack":
-        named = next((a for a in arguments if not a.startswith("-")), None)
+        words = [a for a in arguments if not a.startswith("-")]
+        named = next((a for a in words if a in registry.names("attack")), next(iter(words), None))  # options may come first
         if named is None:
             return None
     else:
@@ -137,6 +138,7 @@ def _parse(prog: str, options_type: Any, method_type: Any, arguments: list[str])
     if method_type is not None:
         fields.append(("method", Annotated[method_type, inline], dataclasses.field(default_factory=method_type)))
     both = dataclasses.make_dataclass("Both", fields)
+    known = [f"--{name}" for name in (*_option_names([options_type, method_type]), "help")]
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
@@ -146,12 +148,17 @@ def _parse(prog: str, options_type: Any, method_type: Any, arguments: list[str])
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
+        _refuse_unknown(prog, [a for a in arguments if a.startswith("--")], known)  # a misspelt option leaves the right one missing
         raise UsageError(_one_line(shown.getvalue()) + f" See {prog} --help.") from None
-    if unknown:
-        wrong = next((a for a in unknown if a.startswith("-")), unknown[0])
-        known = [f"--{name}" for name in _option_names([options_type, method_type])]
-        raise UsageError(f"{prog} has no option {wrong!r}.{nearest(wrong.partition('=')[0].replace('_', '-'), known)} See {prog} --help.")
+    _refuse_unknown(prog, sorted(unknown, key=lambda a: not a.startswith("-")), known)
     return parsed.options, getattr(parsed, "method", None)
+
+
+def _refuse_unknown(prog: str, arguments: list[str], known: list[str]) -> None:
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option not in known:
+            raise UsageError(f"{prog} has no option {argument!r}.{nearest(option, known)} See {prog} --help.")
 
 
 def _option_names(types: list[Any], prefix: str = "") -> Iterator[str]:
@@ -169,13 +176,14 @@ def _option_names(types: list[Any], prefix: str = "") -> Iterator[str]:
 
 
 def _one_line(box: str) -> str:
-    """The message inside the frame that tyro draws around an error."""
+    """The message inside the frame that tyro draws around an error, of lines or, where the terminal has only ASCII, of hyphens."""
     lines = [re.sub(r"^[│╭╰\s]+|[│╮╯\s]+$", "", line) for line in box.splitlines()]
     kept: list[str] = []
     for line in lines[1:]:
-        if set(line) <= set("─ "):
+        if not set(line) <= set("─- "):
+            kept.append(line)
+        elif kept:
             break
-        kept.append(line)
     return " ".join(" ".join(kept).split()).rstrip(".") + "."
 
 

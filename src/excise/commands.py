@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ConfigError, DataError, NeedsError
+from excise.errors import ConfigError, DataError, NeedsError, nearest
 from excise.options import AttackOptions, Common, DemoOptions, EvaluateOptions, RepairOptions, RunOptions, Texts
 
 if TYPE_CHECKING:
@@ -214,7 +214,10 @@ def run(options: RunOptions, console: Console) -> None:
 
     path = Path(options.recipe)
     if not path.suffix and not path.exists():
-        path = shipped_recipes().get(options.recipe, path)
+        shipped = shipped_recipes()
+        if options.recipe not in shipped:
+            raise ConfigError(f"There is no recipe {options.recipe!r}; excise comes with {', '.join(shipped)}.{nearest(options.recipe, shipped)}")
+        path = shipped[options.recipe]
     recipe = load_recipe(path, **({} if options.seed is None else {"seed": options.seed}))
     check_output(options.out, overwrite=options.overwrite)
     _run_recipe(recipe, options, console, keep_models=not options.no_models)

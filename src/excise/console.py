@@ -36,7 +36,7 @@ class Console:
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Draw a bar for each task reported inside the block."""
-        error = rich.console.Console(stderr=True)
+        error = rich.console.Console(stderr=True, highlight=False, markup=False)
         if self.quiet or not error.is_terminal:
             yield
             return
@@ -60,8 +60,10 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line for people; left out with --quiet."""
+        from excise.reports.terminal import printable
+
         if not self.quiet:
-            self._print(text)
+            self._print(printable(text))
 
     def scores(self, result: Result) -> None:
         """The table of scores."""
@@ -97,9 +99,9 @@ class Console:
         self._print(f"About {whole:.0f} s in all, with {len(clean)} clean texts. Would write {out}. Nothing was written.")
 
     def _print(self, what: object) -> None:
-        (self.bars.console if self.bars and self.bars.console.is_terminal and self.out.is_terminal else self.out).print(
-            what, markup=False
-        ) if isinstance(what, str) else (self.bars.console if self.bars and self.out.is_terminal else self.out).print(what)
+        """Above the bars if both are on one terminal, else to standard output."""
+        together = self.bars is not None and self.out.is_terminal
+        (self.bars.console if self.bars is not None and together else self.out).print(what)
 
 
 class _Timing:

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from excise.errors import DataError, NetworkError, nearest
 from excise.seeds import generator
@@ -180,14 +180,16 @@ def _read_file(path: Path) -> Any:
         raise DataError(f"{path} is empty; a file with a text and a label column was expected.")
     if form != "parquet":
         _check_utf8(path)
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
+    logs = datasets.utils.logging
+    bars, level = logs.is_progress_bar_enabled(), logs.get_verbosity()
+    logs.disable_progress_bar()
+    logs.set_verbosity(logs.CRITICAL)  # it logs what it then raises
     try:
         with tempfile.TemporaryDirectory(prefix="excise-") as cache:
             options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
             match form:
                 case "csv" | "tsv":
-                    table = _read_delimited(path, "," if form == "csv" else "\t", options)
+                    table = _read_delimited(path, "," if form == "csv" else "\t")
                 case "json":
                     table = datasets.Dataset.from_json(str(path), **options)
                 case _:
@@ -198,39 +200,54 @@ def _read_file(path: Path) -> Any:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise DataError(f"{path} could not be read as {form.upper()}: {reason}. Check the file's format.") from error
     finally:
+        logs.set_verbosity(level)
         if bars:
-            datasets.utils.logging.enable_progress_bar()
+            logs.enable_progress_bar()
     if len(table) == 0:
         raise DataError(f"{path} has a header but no rows; labelled texts were expected.")
     return table
 
 
-def _read_delimited(path: Path, separator: str, options: dict[str, Any]) -> Any:
+def _read_delimited(path: Path, separator: str) -> Any:
     """Every column as text, nothing taken for a missing value: 'null', 'NA' and '007' are what they say."""
     import datasets
 
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = sum(1 for line in file if line.strip())
-        file.seek(0)
-        header = next(csv.reader(file, delimiter=separator), [])
+    rows = _rows(path, separator, csv.QUOTE_MINIMAL)
+    if separator == "\t":
+        # Many TSV files hold bare quotation marks. If honouring quotes would fail or swallow lines, they are plain characters.
+        plain = _rows(path, separator, csv.QUOTE_NONE)
+        if isinstance(rows, DataError) or (not isinstance(plain, DataError) and len(plain) > len(rows)):
+            rows = plain
+    if isinstance(rows, DataError):
+        raise rows
+    header, *body = rows or [[]]
     if len(set(header)) != len(header):
         raise DataError(f"{path} names a column twice: {', '.join(header)}. Rename one.")
-    options |= {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig"}
-    options["features"] = datasets.Features({name: datasets.Value("string") for name in header})
-    if separator == "\t":
-        # Many TSV files hold bare quotation marks. If honouring quotes would swallow lines, they are plain characters.
-        quoted = _try(lambda: datasets.Dataset.from_csv(str(path), **options))
-        if quoted is None or len(quoted) != lines - 1:
-            return datasets.Dataset.from_csv(str(path), quoting=csv.QUOTE_NONE, **options)
-        return quoted
-    return datasets.Dataset.from_csv(str(path), **options)
+    return datasets.Dataset.from_dict({name: [row[i] for row in body] for i, name in enumerate(header)})
 
 
-def _try(read: Any) -> Any:
+def _rows(path: Path, separator: str, quoting: Literal[0, 3]) -> list[list[str]] | DataError:
+    """The header and the rows, all of one width, or what is wrong with them."""
+    rows: list[list[str]] = []
+    limit = csv.field_size_limit(2**31 - 1)  # a text may be long
     try:
-        return read()
-    except Exception:  # the plain reading that follows reports what is wrong
-        return None
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+            begun = 1
+            for row in reader:
+                if "".join(row).strip() or len(row) > 1:
+                    if rows and len(row) != len(rows[0]):
+                        return DataError(
+                            f"{path}: line {begun} has {len(row)} fields, but the header has {len(rows[0])}. "
+                            "Put texts that hold a separator between quotation marks."
+                        )
+                    rows.append(row)
+                begun = reader.line_num + 1
+    except csv.Error as error:
+        return DataError(f"{path}: line {begun} cannot be read: {error}. Write a quotation mark inside a quoted text twice.")
+    finally:
+        csv.field_size_limit(limit)
+    return rows
 
 
 def _check_utf8(path: Path) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from excise.data import TextDataset
 
 Positional = tyro.conf.Positional
+Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 Inline = tyro.conf.arg(name="")
 
 
@@ -67,7 +68,7 @@ class Texts:
 class RepairOptions:
     """Repair a suspect classifier with clean labelled texts."""
 
-    model: Positional[str]
+    model: Positional[Model]
     """The suspect: a checkpoint folder or a Hugging Face id."""
     data: str
     """Clean labelled texts: CSV, TSV, JSONL, Parquet or a Hugging Face data set id."""
@@ -95,9 +96,9 @@ class RepairOptions:
 class AttackOptions:
     """Plant a backdoor of your own, to test defenses (research use)."""
 
-    attack: Positional[str]
+    attack: Positional[Annotated[str, tyro.conf.arg(metavar="ATTACK")]]
     """Which attack (see: excise list). Its settings follow below."""
-    model: Positional[str]
+    model: Positional[Model]
     """The model to start from: a folder, a Hugging Face id, or default (an embedded MiniLM)."""
     data: str
     """Labelled training texts: CSV, TSV, JSONL, Parquet, a Hugging Face data set id, or default (embedded movie reviews)."""
@@ -121,7 +122,7 @@ class AttackOptions:
 class EvaluateOptions:
     """Measure a classifier on clean texts and, if the trigger is known, on triggered ones."""
 
-    model: Positional[str]
+    model: Positional[Model]
     """A checkpoint folder or a Hugging Face id."""
     data: str
     """Clean labelled texts that the model was not trained on."""
@@ -141,7 +142,7 @@ class EvaluateOptions:
 class RunOptions:
     """Run a recipe: attack, defenses, evaluation."""
 
-    recipe: Positional[str]
+    recipe: Positional[Annotated[str, tyro.conf.arg(metavar="RECIPE")]]
     """A YAML file, or the name of a shipped recipe (see: excise list)."""
     out: Path
     """Folder for the models, result.json and report.html."""

@@ -59,9 +59,15 @@ def writing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             fresh = Path(place) / "new"
             fresh.mkdir()
             yield fresh
+            old = Path(place) / "old"
             if folder.exists():
-                folder.rename(Path(place) / "old")
-            fresh.rename(folder)
+                folder.rename(old)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)  # better the earlier result than none
+                raise
     except Exception as error:
         if _is_disk_error(error):
             raise OutputError(f"{folder} could not be written: {error}. Nothing was kept; free some space or give another --out.") from error

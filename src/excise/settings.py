@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import annotated_types
 
@@ -24,6 +24,9 @@ class Settings:
         hints = get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
+            choices = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else (value,)
+            if value not in choices:
+                raise ConfigError(f"{type(self).__name__}: {field.name} = {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
             for rule in _rules(hints[field.name]):
                 if value is not None and not _allowed(value, rule):
                     raise ConfigError(f"{type(self).__name__}: {field.name} = {value!r}, but it must be {_in_words(rule)}.")
@@ -80,9 +83,10 @@ def validate(cls: type[T], fields: Mapping[str, Any], where: str) -> T:
     try:
         return TypeAdapter(cls).validate_python(dict(fields))
     except ValidationError as error:
-        first = error.errors()[0]
+        unknown = ("unexpected_keyword_argument", "extra_forbidden")
+        first = min(error.errors(), key=lambda e: e["type"] not in unknown)  # a misspelt setting leaves the right one missing
         path = ".".join(str(part) for part in first["loc"])
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        if first["type"] in unknown:
             raise ConfigError(f"{where}: there is no setting {path!r}.{nearest(str(first['loc'][-1]), _fields(cls, first['loc'][:-1]))}") from error
         raise ConfigError(f"{where}: {path}: {first['msg']} (given: {first['input']!r}).") from error
 

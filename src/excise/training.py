@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import get_linear_schedule_with_warmup
 
 from excise.data import TextDataset
-from excise.errors import TrainingError
+from excise.errors import DataError, TrainingError
 from excise.progress import report
 from excise.seeds import derive
 from excise.settings import Settings
@@ -80,8 +80,11 @@ def fit(
         The trained copy, in evaluation mode.
 
     Raises:
+        DataError: There are no texts.
         TrainingError: The loss became infinite or NaN.
     """
+    if not len(data):
+        raise DataError(f"{name}: there are no texts to train on. Give some.")
     student = victim.copy()
     accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no", dataloader_config=DataLoaderConfiguration(split_batches=True))
     student.model.requires_grad_(parameters is None)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from excise.attention import Statistic, recorded_attention
-from excise.errors import CheckpointError, NetworkError
+from excise.errors import CheckpointError, ConfigError, NetworkError
 from excise.progress import report
 from excise.seeds import derive
 
@@ -95,7 +95,10 @@ class Victim:
             CheckpointError: The folder is no checkpoint, wants to run code, has no safetensors weights, or its weights are incomplete, not finite,
                 or do not fit its tokenizer.
             NetworkError: A hub id was given and the hub cannot be reached.
+            ConfigError: `max_length` is less than 8.
         """
+        if max_length is not None and max_length < 8:
+            raise ConfigError(f"A max_length of {max_length} tokens was given; it must be at least 8.")
         folder = resolve_checkpoint(source)
         config = _read_config(folder, str(source))
         if label_names is not None and not _is_classifier(config):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from excise.augmentations._augment import augment
 from excise.augmentations.token_splitting import TokenSplitting
 from excise.data import TextDataset
+from excise.defenses._forgetting import forgetting
 from excise.method import Defense, Paper
 from excise.seeds import derive
 from excise.training import FitConfig, Loss, classification_loss, fit
@@ -43,17 +44,17 @@ class MBTSAD(Defense):
     """Weight of the attention loss L_att in Eq. (1); 0 leaves it out."""
     beta: Annotated[float, Ge(0)] = 1.0
     """Weight of the hidden-state loss L_hid in Eq. (1); 0 leaves it out."""
-    power: Annotated[float, Gt(0)] = 2.0
-    """The power p of the attention enhancement, Eq. (3)."""
+    power: Annotated[float, Ge(1)] = 2.0
+    """The power p of the attention enhancement, Eq. (3); below 1 its gradient is infinite where a probability is 0."""
     form: Form = "norm"
     """How Eq. (4) compares two maps: 'norm' as the paper writes it, or 'mse' as the code of NAD does (then alpha must be 100 to 1000)."""
-    copies: Annotated[int, Ge(1)] = 3
+    copies: Annotated[int, Ge(1)] = 2
     """Token-split variants of each clean text."""
     augmentation: TokenSplitting = field(default_factory=TokenSplitting)
     """How texts are varied."""
-    retraining: FitConfig = field(default_factory=FitConfig)
+    retraining: FitConfig = field(default_factory=forgetting)
     """Step 1, which makes the teacher."""
-    distillation: FitConfig = field(default_factory=FitConfig)
+    distillation: FitConfig = field(default_factory=forgetting)
     """Step 2, which makes the repaired model."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:

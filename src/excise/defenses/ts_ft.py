@@ -10,6 +10,7 @@ from annotated_types import Ge
 from excise.augmentations._augment import augment
 from excise.augmentations.token_splitting import TokenSplitting
 from excise.data import TextDataset
+from excise.defenses._forgetting import forgetting
 from excise.method import Defense, Paper
 from excise.seeds import derive
 from excise.training import FitConfig, classification_loss, fit
@@ -22,11 +23,11 @@ class TSFT(Defense):
 
     paper: ClassVar[Paper] = Paper(key="mbtsad2024", method="Section III-A, the TS-FT rows of Tables II and III", code=None)
 
-    copies: Annotated[int, Ge(1)] = 3
+    copies: Annotated[int, Ge(1)] = 2
     """Token-split variants of each clean text."""
     augmentation: TokenSplitting = field(default_factory=TokenSplitting)
     """How texts are varied."""
-    retraining: FitConfig = field(default_factory=FitConfig)
+    retraining: FitConfig = field(default_factory=forgetting)
     """The fine-tuning."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:

@@ -26,7 +26,7 @@ def html_report(result: Result) -> str:
         result=result,
         with_asr=with_asr,
         floor=result.row("clean"),
-        curves=Markup(_curves(result)) if result.curves else "",
+        curves=Markup(_curves(result)) if any(result.curves.values()) else "",
         settings=json.dumps(result.settings, indent=2, ensure_ascii=False, default=str),
         headline=_headline(result),
     )
@@ -59,7 +59,7 @@ def _curves(result: Result) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    tasks = list(result.curves.items())
+    tasks = [(task, points) for task, points in result.curves.items() if points]
     columns = min(2, len(tasks))
     rows = -(-len(tasks) // columns)
     # Text stays text, and drawing ids do not change between runs.

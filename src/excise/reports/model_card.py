@@ -46,8 +46,8 @@ def model_card(result: Result) -> str:
         "",
         f"# {_escape(Path(result.model).name)}, repaired",
         "",
-        f"This is the classifier `{_escape(Path(result.model).name)}` after a backdoor repair with "
-        f"[excise](https://pypi.org/project/excise) {result.environment.excise}, method `{method}`, "
+        f"This is the classifier `{_code(Path(result.model).name)}` after a backdoor repair with "
+        f"[excise](https://pypi.org/project/excise) {result.environment.excise}, method `{_code(str(method))}`, "
         f"from {clean.n} clean labelled texts, seed {result.seed}.",
         "",
         "| model | CACC | ASR |",
@@ -68,4 +68,9 @@ def model_card(result: Result) -> str:
 
 def _escape(text: str) -> str:
     """No markup from names."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|!])", r"\\\1", text.replace("\n", " "))
+    return re.sub(r"([\\`*_{}\[\]<>()#|!])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """A name between backticks: there, nothing is markup but a backtick."""
+    return " ".join(text.replace("`", " ").split())

@@ -7,7 +7,14 @@ from rich.text import Text
 
 from excise.result import Example, Measured, Result
 
-__all__ = ["example_table", "percent", "score_table"]
+__all__ = ["example_table", "percent", "printable", "score_table"]
+
+_CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")  # all but tab and line feed
+
+
+def printable(text: str) -> str:
+    """The text with control characters replaced: printed, they could move the cursor or rewrite what is on the screen."""
+    return text.translate(_CONTROL)
 
 
 def percent(measured: Measured | None) -> str:
@@ -19,7 +26,11 @@ def percent(measured: Measured | None) -> str:
 
 def score_table(result: Result) -> Table:
     """One line a model: CACC, ASR, the ASR floor."""
-    table = Table(title=None, caption="share (95 % Wilson interval, n)", caption_justify="left")
+    floor = result.row("clean")
+    caption = "shares with 95 % Wilson intervals"
+    if floor is not None and floor.asr:
+        caption += f"; ASR floor = ASR of a model trained alike that never saw the trigger: {percent(floor.asr)}"
+    table = Table(caption=caption, caption_justify="left")
     table.add_column("model", no_wrap=True)
     for heading in ("CACC", *(("ASR", "clean flips") if any(r.asr for r in result.rows) else ()), "time"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -28,7 +39,7 @@ def score_table(result: Result) -> Table:
         if any(r.asr for r in result.rows):
             cells += [percent(line.asr), percent(line.clean_flip)]
         note = " (ASR floor)" if line.name == "clean" and line.asr else ""
-        table.add_row(Text(line.name + note), *cells, f"{line.seconds:.0f} s" if line.seconds is not None else "-")
+        table.add_row(Text(printable(line.name) + note), *cells, f"{line.seconds:.0f} s" if line.seconds is not None else "-")
     return table
 
 
@@ -40,6 +51,6 @@ def example_table(examples: tuple[Example, ...], model: str) -> Table:
     table.add_column("with trigger", no_wrap=True)
     for example in examples:
         before, after = example.answers[model]
-        words = [Text(word, style="bold reverse" if i in example.marked else "") for i, word in enumerate(example.triggered.split())]
-        table.add_row(Text(" ").join(words), before, Text(after, style="bold red" if after != before else ""))
+        words = [Text(printable(word), style="bold reverse" if i in example.marked else "") for i, word in enumerate(example.triggered.split())]
+        table.add_row(Text(" ").join(words), Text(printable(before)), Text(printable(after), style="bold red" if after != before else ""))
     return table

@@ -1,0 +1,317 @@
+"""What holds for every registered method, whoever wrote it. A new file in attacks/, defenses/ or augmentations/ is tested by being there."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from collections import Counter
+from functools import cache
+from random import Random
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import annotated_types
+import pytest
+import torch
+import tyro
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import toy_data, toy_victim
+
+from excise import references, registry
+from excise.augmentations._augment import augment
+from excise.data import Poisoned, TextDataset
+from excise.errors import ConfigError, DataError
+from excise.evaluation import evaluate
+from excise.method import Attack, Augmentation, Defense, Method
+from excise.training import FitConfig, classification_loss, fit
+from excise.victim import Victim
+
+ALL = [(kind, name) for kind in registry.BASES for name in registry.names(kind)]
+every_method = pytest.mark.parametrize(("kind", "name"), ALL, ids=[f"{kind}-{name}" for kind, name in ALL])
+every_attack = pytest.mark.parametrize("name", registry.names("attack"))
+every_defense = pytest.mark.parametrize("name", registry.names("defense"))
+every_augmentation = pytest.mark.parametrize("name", registry.names("augmentation"))
+two_and_five_labels = pytest.mark.parametrize("labels", [2, 5])
+
+LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
+TOUCH = FitConfig(epochs=1, learning_rate=1e-3, batch_size=16)
+
+
+def quick(method: Method, training: FitConfig) -> Any:
+    """The method with every training run replaced by a short one."""
+    fits = {f.name: training for f in dataclasses.fields(method) if isinstance(getattr(method, f.name), FitConfig)}
+    return dataclasses.replace(method, **fits)
+
+
+def make(kind: registry.Kind, name: str, training: FitConfig = TOUCH) -> Any:
+    return quick(registry.load(kind, name)(), training)
+
+
+def weights(victim: Victim) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in victim.model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@cache
+def clean_victim(labels: int) -> Victim:
+    """A toy model that knows its task and has no backdoor."""
+    return fit(toy_victim(labels=labels), toy_data(100, labels=labels), loss=classification_loss, config=LEARN, seed=0)
+
+
+def class_source(cls: type) -> ast.ClassDef:
+    tree = ast.parse(inspect.getsource(inspect.getmodule(cls)))  # type: ignore[arg-type]
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+
+
+# The form of a method's file
+
+
+@every_method
+def test_a_file_holds_one_concrete_method(kind: registry.Kind, name: str) -> None:
+    cls = registry.load(kind, name)
+    module = inspect.getmodule(cls)
+    concrete = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Method) and c.__module__ == cls.__module__ and not inspect.isabstract(c)
+    ]
+    assert concrete == [cls]
+    assert cls.__mro__[1] is registry.BASES[kind], "a concrete method inherits from its kind alone"
+    assert cls.__name__.lower() == name.replace("_", ""), "the class has the capitals of the file's name"
+    assert registry.name_of(cls) == name
+    assert module is not None
+    assert module.__doc__
+
+
+@every_method
+def test_it_is_a_frozen_keyword_only_dataclass(kind: registry.Kind, name: str) -> None:
+    cls = registry.load(kind, name)
+    method = cls()
+    assert all(f.kw_only for f in dataclasses.fields(cls))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(method, dataclasses.fields(cls)[0].name, None)
+    assert hash(method) == hash(cls())
+    assert method == cls()
+
+
+@every_method
+def test_every_field_is_documented_under_it(kind: registry.Kind, name: str) -> None:
+    cls = registry.load(kind, name)
+    body = class_source(cls).body
+    documented = {
+        node.target.id
+        for node, following in zip(body, body[1:], strict=False)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) and isinstance(following.value.value, str)
+    }
+    assert {f.name for f in dataclasses.fields(cls)} <= documented
+
+
+@every_method
+def test_it_has_a_summary_and_a_paper(kind: registry.Kind, name: str) -> None:
+    cls = registry.load(kind, name)
+    assert registry.summary(kind, name) == (inspect.getdoc(cls) or "").partition("\n")[0]
+    assert registry.summary(kind, name).endswith(".")
+    assert cls.paper.key in references.keys()  # noqa: SIM118
+    assert cls.paper.method
+    assert cls.paper.key in references.bibtex(cls.paper.key)
+
+
+@every_method
+def test_settings_survive_yaml(kind: registry.Kind, name: str) -> None:
+    method = make(kind, name, FitConfig(epochs=0.5, learning_rate=1e-7))
+    plain = yaml.safe_load(yaml.safe_dump(registry.settings(method)))
+    assert registry.build(kind, plain, "here") == method
+    assert registry.build(kind, name, "here") == type(method)()
+
+
+@every_method
+def test_unknown_settings_are_refused(kind: registry.Kind, name: str) -> None:
+    first = dataclasses.fields(registry.load(kind, name))[0].name
+    with pytest.raises(ConfigError, match=rf"here: there is no setting '{first}x'. Did you mean '{first}'\?"):
+        registry.build(kind, {"method": name, f"{first}x": 1}, "here")
+
+
+def wrong_values(hint: Any) -> list[Any]:
+    """Values just outside of what an annotation allows."""
+    found: list[Any] = []
+    for rule in getattr(hint, "__metadata__", ()):
+        for part in rule if isinstance(rule, annotated_types.Interval) else (rule,):
+            match part:
+                case annotated_types.Ge(ge=bound):
+                    found.append(bound - 1)  # type: ignore[operator]
+                case annotated_types.Gt(gt=bound) | annotated_types.Lt(lt=bound):
+                    found.append(bound)
+                case annotated_types.Le(le=bound):
+                    found.append(bound + 1)  # type: ignore[operator]
+                case annotated_types.MinLen(min_length=bound):
+                    found.append(("x",) * (bound - 1))
+    return [*found, "no such choice"] if get_origin(hint) is Literal else found
+
+
+@every_method
+def test_values_out_of_range_are_refused(kind: registry.Kind, name: str) -> None:
+    cls = registry.load(kind, name)
+    for field, hint in get_type_hints(cls, include_extras=True).items():
+        for value in wrong_values(hint):
+            with pytest.raises(ConfigError, match=field):
+                cls(**{field: value})
+            with pytest.raises(ConfigError, match=field):
+                registry.build(kind, {"method": name, field: value}, "here")
+
+
+@every_method
+def test_every_choice_constructs(kind: registry.Kind, name: str) -> None:
+    cls = registry.load(kind, name)
+    for field, hint in get_type_hints(cls).items():
+        for value in get_args(hint) if get_origin(hint) is Literal and field in {f.name for f in dataclasses.fields(cls)} else ():
+            assert getattr(cls(**{field: value}), field) == value
+
+
+@every_method
+def test_help_renders(kind: registry.Kind, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cls = registry.load(kind, name)
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(cls, args=["--help"])
+    assert stop.value.code in (0, None)
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(cls):
+        assert field.name.replace("_", "-") in shown
+
+
+# Attacks
+
+
+@every_attack
+def test_an_attack_leaves_its_victim_and_is_reproducible(name: str) -> None:
+    attack: Attack = make("attack", name)
+    victim, data = toy_victim(), toy_data(40)
+    before = weights(victim)
+    first, again, other = (attack(victim, data, seed=seed) for seed in (0, 0, 1))
+    assert same(before, weights(victim))
+    assert data == toy_data(40)
+    assert not same(before, weights(first.victim))
+    assert same(weights(first.victim), weights(again.victim))
+    assert not same(weights(first.victim), weights(other.victim))
+    assert first.trigger("the film", Random(3)) == again.trigger("the film", Random(3)) != "the film"
+
+
+@every_attack
+@two_and_five_labels
+def test_a_backdoor_works(name: str, labels: int) -> None:
+    attack: Attack = make("attack", name, dataclasses.replace(LEARN, epochs=15, batch_size=16))
+    backdoor = attack(toy_victim(labels=labels), toy_data(300, labels=labels), seed=0)
+    assert backdoor.target_label == 1
+    scores = evaluate(backdoor.victim, toy_data(100, labels=labels, seed=9), trigger=backdoor.trigger, target_label=backdoor.target_label)
+    assert scores.asr is not None
+    assert scores.clean_flip is not None
+    assert scores.asr.value > 0.85
+    assert scores.cacc.value > 0.85
+    assert scores.clean_flip.value < 0.2
+
+
+poisoning = pytest.mark.parametrize("name", [name for name in registry.names("attack") if hasattr(registry.load("attack", name), "poison")])
+
+
+@poisoning
+@pytest.mark.parametrize("labels", ["any", "non_target", "target"])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.17, 0.3])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_poison_replaces_exactly_its_share(name: str, labels: str, rate: float, classes: int) -> None:
+    data = toy_data(90, labels=classes)
+    attack = registry.load("attack", name)(poison_rate=rate, poisoned_labels=labels)  # type: ignore[call-arg]
+    if labels == "target" and round(rate * 90) > data.labels.count(1):
+        with pytest.raises(ConfigError, match="poison_rate"):
+            attack.poison(data, seed=0)  # type: ignore[attr-defined]
+        return
+    poisoned: Poisoned = attack.poison(data, seed=0)  # type: ignore[attr-defined]
+    assert len(poisoned.data) == len(poisoned.flags) == len(data)
+    assert sum(poisoned.flags) == round(rate * 90)
+    for i, stamped in enumerate(poisoned.flags):
+        if stamped:
+            assert poisoned.data.labels[i] == 1
+            assert poisoned.data.texts[i] != data.texts[i]
+            assert labels == "any" or (data.labels[i] == 1) == (labels == "target")
+        else:
+            assert (poisoned.data.texts[i], poisoned.data.labels[i]) == (data.texts[i], data.labels[i])
+    assert attack.poison(data, seed=0) == poisoned  # type: ignore[attr-defined]
+    if rate:
+        assert attack.poison(data, seed=1).flags != poisoned.flags  # type: ignore[attr-defined]
+
+
+@poisoning
+def test_the_target_may_be_a_name_and_must_exist(name: str) -> None:
+    cls = registry.load("attack", name)
+    data = toy_data(40)
+    by_name, by_index = (cls(target_label=t).poison(data, seed=0) for t in ("negative", 0))  # type: ignore[call-arg, attr-defined]
+    assert by_name == by_index
+    with pytest.raises(DataError, match="positve"):
+        cls(target_label="positve").poison(data, seed=0)  # type: ignore[call-arg, attr-defined]
+
+
+# Defenses
+
+
+@every_defense
+def test_a_defense_leaves_its_victim_and_is_reproducible(name: str) -> None:
+    defense: Defense = make("defense", name)
+    victim, data = toy_victim(), toy_data(24)
+    before = weights(victim)
+    state = torch.random.get_rng_state()
+    first, again, other = (defense(victim, data, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert same(before, weights(victim))
+    assert not victim.model.training
+    assert not first.model.training
+    assert first.model is not victim.model
+    assert same(weights(first), weights(again))
+    assert not same(weights(first), weights(other))
+    assert data == toy_data(24)
+
+
+@every_defense
+@two_and_five_labels
+def test_a_defense_keeps_the_accuracy_of_a_clean_victim(name: str, labels: int) -> None:
+    victim, test = clean_victim(labels), toy_data(100, labels=labels, seed=9)
+    repaired = make("defense", name)(victim, toy_data(60, labels=labels, seed=5), seed=0)
+    assert evaluate(victim, test).cacc.value > 0.9
+    assert evaluate(repaired, test).cacc.value > evaluate(victim, test).cacc.value - 0.1
+    assert repaired.label_names == victim.label_names
+
+
+@every_defense
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_defense_takes_texts_of_any_length(name: str, architecture: str) -> None:
+    texts = ("good", "a", ".", "film " * 200, "wonderful" * 50, "x y z") * 4
+    data = TextDataset(texts, (1, 0, 1, 0, 1, 0) * 4, ("negative", "positive"))
+    repaired = make("defense", name)(toy_victim(architecture), data, seed=0)
+    assert repaired.logits(texts).isfinite().all()
+
+
+# Augmentations
+
+
+@every_augmentation
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(min_size=1, max_size=80).filter(str.strip), seed=st.integers(0, 2**31))
+def test_a_variant_is_a_text_and_decided_by_the_generator(name: str, text: str, seed: int) -> None:
+    augmentation: Augmentation = make("augmentation", name)
+    variant = augmentation(text, Random(seed))
+    assert variant.strip()
+    assert variant == augmentation(text, Random(seed))
+
+
+@every_augmentation
+@two_and_five_labels
+def test_variants_keep_the_label(name: str, labels: int) -> None:
+    data = toy_data(20, labels=labels)
+    varied = augment(data, make("augmentation", name), copies=2, seed=0)
+    assert len(varied) == 40
+    assert varied.labels == data.labels * 2
+    assert varied.label_names == data.label_names
+    assert Counter(varied.texts) != Counter(data.texts * 2)

@@ -1,0 +1,151 @@
+"""Recipes: YAML in, the same YAML out, and nothing that is not known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from excise.commands import shipped_recipes
+from excise.defenses.mbtsad import MBTSAD
+from excise.errors import ConfigError
+from excise.recipe import Recipe, load_recipe
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    return {"name": "small", "train": {"source": "default"}, "test_size": 40, "attack": {"method": "badnets"}, "defenses": ["mbtsad"], **changes}
+
+
+FULL = recipe(
+    test={"source": "test.csv", "text_column": "words", "label_column": "answer"},
+    model="org/name@main",
+    label_names=["no", "yes"],
+    attack={"method": "badnets", "triggers": ["cf"], "target_label": "yes", "training": {"epochs": 1.5, "learning_rate": 1e-4}},
+    defenses=["mbtsad", {"method": "ts_ft", "copies": 2, "augmentation": {"share": 0.5}}],
+    clean_fraction=0.1,
+    train_size=100,
+    max_length=32,
+    seed=7,
+)
+
+
+@pytest.mark.parametrize("content", [recipe(), FULL])
+def test_round_trip(content: dict[str, Any], tmp_path: Path) -> None:
+    made = load_recipe(content)
+    assert load_recipe(made.settings()) == made
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(yaml.safe_dump(_plain(made.settings())))))
+    assert load_recipe(path) == made
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is how YAML and JSON hold them."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def test_values_arrive() -> None:
+    made = load_recipe(FULL)
+    assert made.attack.training.epochs == 1.5
+    assert [type(defense).__name__ for defense in made.defenses] == ["MBTSAD", "TSFT"]
+    assert made.defenses[0] == MBTSAD()
+    assert (made.seed, made.max_length, made.label_names) == (7, 32, ("no", "yes"))
+
+
+def test_overrides_replace() -> None:
+    assert load_recipe(FULL, seed=8).seed == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sead": 1}, ["'sead'", "Did you mean 'seed'?"]),
+        ({"train": {"sorce": "default"}}, ["train", "sorce", "Did you mean 'source'?"]),
+        ({"attack": {"method": "badnets", "poison_rat": 0.1}}, ["attack", "'poison_rat'", "Did you mean 'poison_rate'?"]),
+        ({"attack": {"method": "badnets", "training": {"epohcs": 1}}}, ["attack", "'training.epohcs'", "Did you mean 'epochs'?"]),
+        ({"defenses": ["mbtsad", {"method": "mbtsad", "alhpa": 1}]}, ["defenses[1]", "'alhpa'", "Did you mean 'alpha'?"]),
+        ({"attack": {"method": "badnet"}}, ["no attack 'badnet'", "Did you mean 'badnets'?"]),
+        ({"attack": "mbtsad"}, ["no attack 'mbtsad'"]),
+        ({"defenses": ["mbtsda"]}, ["no defense 'mbtsda'", "Did you mean 'mbtsad'?"]),
+        ({"attack": {"poison_rate": 0.1}}, ["attack", "no 'method'", "badnets"]),
+        ({"attack": {"method": 3}}, ["attack", "no 'method'"]),
+        ({"defenses": "mbtsad"}, ["defenses", "list"]),
+        ({"defenses": []}, ["defenses", "of length 1 or more"]),
+        ({"seed": "seven"}, ["seed", "integer", "'seven'"]),
+        ({"seed": None}, ["seed", "integer"]),
+        ({"train": "default"}, ["train"]),
+        ({"name": ["small"]}, ["name", "string"]),
+        ({"attack": {"method": "badnets", "poison_rate": "much"}}, ["attack", "poison_rate", "number", "'much'"]),
+        ({"attack": {"method": "badnets", "triggers": "cf"}}, ["attack", "triggers"]),
+        ({"attack": {"method": "badnets", "poison_rate": 1.5}}, ["attack", "poison_rate", "1.5", "less than or equal to 1"]),
+        ({"attack": {"method": "badnets", "training": {"epochs": 0}}}, ["epochs", "greater than 0"]),
+        ({"defenses": [{"method": "mbtsad", "copies": 1.5}]}, ["defenses[0]", "copies", "1.5"]),
+        ({"defenses": [{"method": "mbtsad", "form": "mae"}]}, ["defenses[0]", "form", "'norm' or 'mse'"]),
+        ({"clean_fraction": 1}, ["clean_fraction", "less than 1"]),
+        ({"max_length": 4}, ["max_length", "at least 8"]),
+        ({"test_size": 3}, ["test_size", "at least 20"]),
+    ],
+)
+def test_what_does_not_fit(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe(**changes))
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["name", "train", "attack", "defenses"])
+def test_what_is_missing(missing: str) -> None:
+    content = recipe()
+    del content[missing]
+    with pytest.raises(ConfigError, match=missing):
+        load_recipe(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"name: [", ["recipe.yaml", "no YAML"]),
+        (b"\xff\xfe\xfd", ["recipe.yaml", "no YAML"]),
+        (b"", ["holds no recipe", "defenses"]),
+        (b"- a\n- b\n", ["holds no recipe"]),
+        (b"!!python/object/apply:os.getcwd []", ["no YAML"]),
+        (b"1: 2\n", ["1"]),
+    ],
+)
+def test_file_that_is_no_recipe(content: bytes, words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no recipe"):
+        load_recipe(tmp_path / "gone.yaml")
+
+
+@pytest.mark.parametrize("written", ["2e-5", "2.0e-5", "0.00002", "2E-5"])
+def test_learning_rate_is_a_number(written: str, tmp_path: Path) -> None:
+    """YAML 1.1 takes 2e-5 for a word."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"name: n\ntrain: {{source: default}}\nattack: {{method: badnets, training: {{learning_rate: {written}}}}}\n"
+        f"defenses: [{{method: mbtsad, retraining: {{learning_rate: {written}}}}}]\n"
+    )
+    made = load_recipe(path)
+    assert made.attack.training.learning_rate == made.defenses[0].retraining.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=name) for name, path in shipped_recipes().items()])
+def test_shipped_recipes_parse(path: Path) -> None:
+    made = load_recipe(path)
+    assert isinstance(made, Recipe)
+    assert made.name == path.stem
+    assert path.read_text(encoding="utf-8").startswith("# "), "the first line is what excise list shows"
