@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: tests use no network
 
 import pytest
 import torch
@@ -20,9 +23,8 @@ def _quiet() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Tests use no network and leave the user's caches alone."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests leave the user's caches alone."""
     monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "140")
 

@@ -194,12 +194,12 @@ def test_model_card(story: Story) -> None:
 
 def test_result_of_a_repair(story: Story) -> None:
     result = load_result(story.repaired / "excise-result.json")
-    assert [row.name for row in result.rows] == ["suspect", "mbtsad"]
+    assert [row.name for row in result.rows] == ["clean", "suspect", "mbtsad"]
     assert result.data["holdout"].n == 24
-    assert result.rows[1].method is not None
-    assert result.rows[1].method["copies"] == 1
+    assert result.rows[2].method is not None
+    assert result.rows[2].method["copies"] == 1
     assert all(row.asr is not None and row.asr.n == 12 for row in result.rows)
-    assert {"repair: retrain", "repair: distil"} <= set(result.curves)
+    assert {"mbtsad: retrain", "mbtsad: distil"} <= set(result.curves)
     assert str(story.repaired) in result.settings["out"]
 
 
@@ -296,12 +296,13 @@ def recipe(story: Story, tmp_path: Path) -> Path:
 def test_recipe_runs(recipe: Path, tmp_path: Path, run: Run) -> None:
     shown = run("run", recipe, "--out", tmp_path / "out", "--seed", "3")
     names = ["clean", "backdoored", "mbtsad", "ts_ft"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*names, "result.json", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*names[1:], "result.json", "report.html"}
     result = load_result(tmp_path / "out" / "result.json")
     assert [row.name for row in result.rows] == names
     assert (result.seed, result.data["clean"].n, result.data["test"].n) == (3, 60, 40)
     assert all(name in shown for name in names)
     assert (tmp_path / "out" / "backdoored" / "backdoor.json").is_file()
+    assert (tmp_path / "out" / "backdoored" / "clean-twin" / "model.safetensors").is_file()
 
 
 def test_recipe_without_models(recipe: Path, tmp_path: Path, run: Run) -> None:

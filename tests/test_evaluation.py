@@ -7,7 +7,6 @@ from random import Random
 
 import pytest
 import torch
-from toy import TRIGGERS, toy_data, toy_victim
 
 from excise import evaluation
 from excise.attacks._triggers import InsertWords
@@ -17,6 +16,7 @@ from excise.errors import DataError
 from excise.evaluation import clean_twin, evaluate, triggered
 from excise.metrics import Rate
 from excise.training import FitConfig, LengthBuckets
+from toy import TRIGGERS, toy_data, toy_victim
 
 TRIGGER = InsertWords(words=TRIGGERS)
 TEST = toy_data(30, labels=3)
@@ -54,6 +54,13 @@ def test_the_trigger_of_a_text_depends_on_seed_and_text_alone() -> None:
     assert triggered(TEST.take([0]), TRIGGER, 1, seed=0).texts == whole.texts[:1]
     assert triggered(TEST, TRIGGER, 1, seed=0) == whole
     assert triggered(TEST, TRIGGER, 1, seed=1).texts != whole.texts
+
+
+def test_texts_draw_their_triggers_apart() -> None:
+    stamped = triggered(toy_data(60), TRIGGER, 1, seed=0)
+    drawn = {next((i, word) for i, word in enumerate(text.split()) if word in TRIGGERS) for text in stamped.texts}
+    assert {word for _, word in drawn} == set(TRIGGERS)
+    assert len(drawn) > 10
 
 
 def test_triggers_fall_everywhere() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import rich.console
 import yaml
-from toy import toy_data
 
 from excise.console import Console
 from excise.errors import DataError
@@ -22,6 +21,7 @@ from excise.reports.html import html_report
 from excise.reports.model_card import model_card
 from excise.reports.terminal import example_table, score_table
 from excise.result import Curves, Environment, Example, Result, data_record, load_result, row
+from toy import toy_data
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
@@ -157,7 +157,7 @@ def test_tables_show_markup_as_text(bad: str, markup: bool) -> None:
 def test_the_console_prints_no_control_character(bad: str, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(quiet=False)
     console.scores(result(bad))
-    console.examples(result(bad), bad)
+    console.examples(result(bad).examples, bad)
     console.say(f"about {bad}")
     text = capsys.readouterr().out
     assert not [c for c in text if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160)]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import ARCHITECTURES, NAMES, SPECIAL, save_toy, toy_config, toy_data, toy_tokenizer, toy_victim
 from transformers.models.auto.modeling_auto import AutoModel
 
 from excise.progress import Progress, observe
 from excise.victim import Victim, _token_batches, collate, resolve_precision
+from toy import ARCHITECTURES, NAMES, SPECIAL, save_toy, toy_config, toy_data, toy_tokenizer, toy_victim
 
 LONG = "film " * 300
 TEXTS = [*toy_data(20).texts, "a", "x", ".", LONG, LONG + "wonderful", "ünknown ☃ characters", "[PAD] [CLS]", "a\nb\tc"]

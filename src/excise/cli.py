@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
-from excise.errors import ExciseError, UsageError, nearest
+from excise.errors import ExciseError, UsageError, nearest, printable
 
 __all__ = ["main"]
 
@@ -269,5 +269,5 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"excise: {message}", file=sys.stderr)
+    print(f"excise: {printable(message)}", file=sys.stderr)
     return code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,89 +14,74 @@ from excise.options import AttackOptions, Common, DemoOptions, EvaluateOptions, 
 if TYPE_CHECKING:
     from excise.console import Console
     from excise.data import TextDataset
-    from excise.method import Attack, Defense
+    from excise.method import Attack, Backdoor, Defense
+    from excise.pipeline import Corpus
+    from excise.recipe import Recipe
     from excise.result import Result
     from excise.victim import Victim
 
 
 def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
-    from excise import registry
     from excise.data import check_clean, split
-    from excise.evaluation import evaluate
     from excise.output import check_output
-    from excise.progress import observe, stage
-    from excise.result import Curves, Environment, Result, command_line, data_record, row
+    from excise.pipeline import Story
+    from excise.result import data_record
     from excise.seeds import derive
 
-    started, curves = time.monotonic(), Curves()
     seed = options.common.seed
+    story = Story(seed)
     check_output(options.out, overwrite=options.overwrite)
     if defense.needs:
         raise NeedsError(f"{options.method} needs {', '.join(need.value for need in defense.needs)}, which excise repair does not give it yet.")
     victim = _load_victim(options.model, options.texts, options.common)
     check_output(options.out, overwrite=options.overwrite, needed=_size(victim))
-    trigger, target, _ = _known_backdoor(options.backdoor, victim)
+    trigger, target, twin = _known_backdoor(options.backdoor, victim)
     data = options.texts.load(options.data, victim.label_names)
     if options.fraction != 1:
         data, _ = split(data, options.fraction, seed=derive(seed, "fraction"))
     check_clean(data)
     clean, test = _hold_out(options, data, victim.label_names, seed)
-    records = {"clean": data_record(options.data, clean)}
-    if test is not None:
-        records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
     if options.dry_run:
         console.plan(lambda: defense(victim, clean, seed=seed), clean, options.out)
         return
 
     console.say(f"Repairing {victim.source} with {options.method}: {len(clean)} clean texts, {victim.precision} on {victim.device}.")
-    with stage("repair"), observe(curves):
-        begun = time.monotonic()
-        fixed = defense(victim, clean, seed=derive(seed, "defense"))
-        seconds = time.monotonic() - begun
-    rows, notes = [], []
+    if twin:
+        story.victims["clean"] = _load_floor(twin, victim, options.texts, options.common)
+    story.victims["suspect"] = victim
+    fixed = story.make(options.method, lambda: defense(victim, clean, seed=derive(seed, "defense")), method=defense)
+    notes = []
     if test is None:
-        notes.append("Nothing was held out (--holdout 0), so no score could be measured.")
-        test = clean  # a result needs a score; the note below says what it rests on
-        notes.append("CACC is measured on the texts that the repair used, so it says little.")
-    for name, model in (("suspect", victim), (options.method, fixed)):
-        with stage(name):
-            scores = evaluate(model, test, trigger=trigger, target_label=target, seed=seed)
-        if name == "suspect":
-            rows.append(row(name, scores))
-        else:
-            rows.append(row(name, scores, method=registry.settings(defense), seconds=seconds))
+        notes.append("Nothing was held out (--holdout 0), so CACC is measured on the texts that the repair used and says little.")
     if trigger is None:
         notes.append("No trigger is known, so the ASR cannot be measured: the repair may have removed a backdoor, part of one, or there was none.")
-    result = Result(
-        kind="repair",
-        command=command_line(),
-        environment=Environment.of(str(victim.device), victim.precision),
-        seed=seed,
+    records = {"clean": data_record(options.data, clean)}
+    if test is not None:
+        records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
+    result = story.tell(
+        "repair",
+        test or clean,
+        trigger=trigger,
+        target_label=target,
         settings=_plain(options),
         model=options.model,
-        target_label=victim.label_names[target] if target is not None else None,
         data=records,
-        rows=tuple(rows),
-        curves=curves.frozen(),
-        seconds=time.monotonic() - started,
-        notes=tuple(notes),
+        notes=notes,
     )
-    _write_checkpoint(options.out, options.overwrite, fixed, result, card=True)
+    _write(options.out, options.overwrite, result, save=fixed.save, card=True)
     console.scores(result)
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
 
 
 def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
-    from excise import registry
     from excise.data import check_clean
-    from excise.evaluation import clean_twin, evaluate
+    from excise.evaluation import clean_twin
     from excise.output import check_output
-    from excise.pipeline import make_examples, write_backdoor_file
-    from excise.progress import observe, stage
-    from excise.result import Curves, Environment, Result, command_line, data_record, row
+    from excise.pipeline import Story, save_backdoor
+    from excise.result import data_record
 
-    started, curves = time.monotonic(), Curves()
     seed = options.common.seed
+    story = Story(seed)
     check_output(options.out, overwrite=options.overwrite)
     data = options.texts.load(options.data)
     victim = _load_victim(options.model, options.texts, options.common, label_names=data.label_names, seed=seed)
@@ -107,104 +92,60 @@ def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
     train, test = _hold_out(options, data, victim.label_names, seed)
     if test is None:
         raise ConfigError("An attack has to be measured: give --test, or a --holdout above 0.")
-    makers = {} if options.no_clean_twin else {"clean": lambda: clean_twin(attack, victim, train, seed=seed)}
+
+    def twin() -> Victim:
+        return clean_twin(attack, victim, train, seed=seed)
+
     if options.dry_run:
-        console.plan(lambda: [make() for make in (*makers.values(), lambda: attack(victim, train, seed=seed))], train, options.out)
+        console.plan(lambda: ([] if options.no_clean_twin else [twin()], attack(victim, train, seed=seed)), train, options.out)
         return
-    console.say(
-        f"Planting a {options.attack} backdoor: {len(train)} training texts, {victim.precision} on {victim.device}. "
-        "For research on your own models only."
-    )
-    models, seconds = {}, {}
-    with observe(curves):
-        for name, make in makers.items():
-            begun = time.monotonic()
-            with stage(name):
-                models[name] = make()
-            seconds[name] = time.monotonic() - begun
-        begun = time.monotonic()
-        with stage("backdoored"):
-            backdoor = attack(victim, train, seed=seed)
-        models["backdoored"], seconds["backdoored"] = backdoor.victim, time.monotonic() - begun
-    rows = []
-    for name, model in models.items():
-        with stage(name):
-            scores = evaluate(model, test, trigger=backdoor.trigger, target_label=backdoor.target_label, seed=seed)
-        rows.append(row(name, scores, method=registry.settings(attack) if name == "backdoored" else None, seconds=seconds[name]))
-    result = Result(
-        kind="attack",
-        command=command_line(),
-        environment=Environment.of(str(victim.device), victim.precision),
-        seed=seed,
+    console.say(f"Planting a {options.attack} backdoor: {len(train)} training texts, {victim.precision} on {victim.device}.")
+    clean = None if options.no_clean_twin else story.make("clean", twin)
+    backdoor = story.make("backdoored", lambda: attack(victim, train, seed=seed), method=attack)
+    result = story.tell(
+        "attack",
+        test,
+        trigger=backdoor.trigger,
+        target_label=backdoor.target_label,
         settings=_plain(options),
         model=options.model,
-        target_label=victim.label_names[backdoor.target_label],
         data={"train": data_record(options.data, train), "test": data_record(options.test or options.data, test)},
-        rows=tuple(rows),
-        examples=make_examples(models, test, backdoor, seed=seed),
-        curves=curves.frozen(),
-        seconds=time.monotonic() - started,
-        notes=("This checkpoint has a backdoor, planted to test defenses. Do not pass it on as an ordinary model.",),
+        notes=["This checkpoint has a backdoor, planted to test defenses. Do not pass it on as an ordinary model."],
     )
-
-    def extras(folder: Path) -> None:
-        write_backdoor_file(folder, attack, backdoor, seed, clean_twin=None if options.no_clean_twin else "clean-twin")
-        if not options.no_clean_twin:
-            models["clean"].save(folder / "clean-twin")
-
-    _write_checkpoint(options.out, options.overwrite, backdoor.victim, result, extras=extras)
+    _write(options.out, options.overwrite, result, save=lambda folder: save_backdoor(folder, backdoor, attack, seed, twin=clean))
     console.scores(result)
-    console.examples(result, "backdoored")
+    console.examples(result.examples, "backdoored")
     console.say(f"Wrote {options.out}; backdoor.json in it says how the trigger works.")
 
 
 def evaluate(options: EvaluateOptions, console: Console) -> None:
     from excise.data import check_clean
-    from excise.evaluation import evaluate as score
-    from excise.method import Backdoor
-    from excise.output import check_output, writing
-    from excise.pipeline import make_examples
-    from excise.progress import stage
-    from excise.result import Environment, Result, command_line, data_record, row
+    from excise.output import check_output
+    from excise.pipeline import Story
+    from excise.result import data_record
 
-    started = time.monotonic()
+    story = Story(options.common.seed)
     if options.out:
         check_output(options.out, overwrite=options.overwrite)
     victim = _load_victim(options.model, options.texts, options.common)
     trigger, target, twin = _known_backdoor(options.backdoor, victim)
     test = options.texts.load(options.data, victim.label_names)
     check_clean(test, what="test texts")
-    models = {"model": victim}
     floor = options.floor_model or twin
     if floor and trigger is not None:
-        models = {"clean": _load_victim(floor, options.texts, options.common), **models}
-        if models["clean"].label_names != victim.label_names:
-            raise ConfigError(
-                f"The floor model has the labels {models['clean'].label_names}, the model has {victim.label_names}. Give one with the same labels."
-            )
-    rows = []
-    for name, model in models.items():
-        with stage(name):
-            rows.append(row(name, score(model, test, trigger=trigger, target_label=target, seed=options.common.seed)))
-    examples = ()
-    if trigger is not None and target is not None:
-        examples = make_examples(models, test, Backdoor(victim, trigger, target), seed=options.common.seed)
-    result = Result(
-        kind="evaluate",
-        command=command_line(),
-        environment=Environment.of(str(victim.device), victim.precision),
-        seed=options.common.seed,
+        story.victims["clean"] = _load_floor(floor, victim, options.texts, options.common)
+    story.victims["model"] = victim
+    result = story.tell(
+        "evaluate",
+        test,
+        trigger=trigger,
+        target_label=target,
         settings=_plain(options),
         model=options.model,
-        target_label=victim.label_names[target] if target is not None else None,
         data={"test": data_record(options.data, test)},
-        rows=tuple(rows),
-        examples=examples,
-        seconds=time.monotonic() - started,
     )
     if options.out:
-        with writing(options.out, overwrite=options.overwrite) as folder:
-            _write_reports(folder, result, "excise-result.json")
+        _write(options.out, options.overwrite, result)
     console.scores(result)
 
 
@@ -242,7 +183,7 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 
 
-def _run_recipe(recipe: Any, options: RunOptions | DemoOptions, console: Console, *, keep_models: bool) -> None:
+def _run_recipe(recipe: Recipe, options: RunOptions | DemoOptions, console: Console, *, keep_models: bool) -> None:
     from excise.output import writing
     from excise.pipeline import load_corpus, make_examples, run
 
@@ -250,11 +191,11 @@ def _run_recipe(recipe: Any, options: RunOptions | DemoOptions, console: Console
         console.plan(lambda: run(recipe, precision=options.precision), load_corpus(recipe).clean, options.out)
         return
 
-    def show(backdoor: Any, corpus: Any) -> None:
-        examples = make_examples({"backdoored": backdoor.victim}, corpus.test, backdoor, seed=recipe.seed)
+    def show(backdoor: Backdoor, corpus: Corpus) -> None:
+        examples = make_examples({"backdoored": backdoor.victim}, corpus.test, backdoor.trigger, backdoor.target_label, seed=recipe.seed)
         label = corpus.test.label_names[backdoor.target_label]
         console.say(f"\nThe backdoored model is trained. A trigger word turns reviews into '{label}':")
-        console.example_rows(examples, "backdoored")
+        console.examples(examples, "backdoored")
         console.say(f"Repairing it with {len(corpus.clean)} clean texts; none of them is in the test set of {len(corpus.test)} texts.")
 
     with writing(options.out, overwrite=options.overwrite) as folder:
@@ -268,6 +209,14 @@ def _load_victim(source: str, texts: Texts, common: Common, **options: Any) -> V
     from excise.victim import Victim
 
     return Victim.load(source, max_length=texts.max_length, precision=common.precision, device=common.device, **options)
+
+
+def _load_floor(source: str, victim: Victim, texts: Texts, common: Common) -> Victim:
+    """The model whose ASR is the floor."""
+    floor = _load_victim(source, texts, common)
+    if floor.label_names != victim.label_names:
+        raise ConfigError(f"The floor model has the labels {floor.label_names}, the model has {victim.label_names}. Give one with the same labels.")
+    return floor
 
 
 def _known_backdoor(path: Path | None, victim: Victim) -> tuple[Any, int | None, str | None]:
@@ -306,16 +255,16 @@ def _hold_out(
     return data, test
 
 
-def _write_checkpoint(out: Path, overwrite: bool, victim: Victim, result: Result, *, card: bool = False, extras: Any = None) -> None:
+def _write(out: Path, overwrite: bool, result: Result, *, save: Callable[[Path], None] | None = None, card: bool = False) -> None:
+    """The folder of a command: the checkpoint if there is one, the result, the report."""
     from excise.output import writing
     from excise.reports.model_card import model_card
 
     with writing(out, overwrite=overwrite) as folder:
-        victim.save(folder)
+        if save:
+            save(folder)
         if card:
             (folder / "README.md").write_text(model_card(result), encoding="utf-8")
-        if extras:
-            extras(folder)
         _write_reports(folder, result, "excise-result.json")
 
 

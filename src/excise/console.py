@@ -60,7 +60,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line for people; left out with --quiet."""
-        from excise.reports.terminal import printable
+        from excise.errors import printable
 
         if not self.quiet:
             self._print(printable(text))
@@ -73,12 +73,8 @@ class Console:
         for note in result.notes:
             self.say(note)
 
-    def examples(self, result: Result, model: str) -> None:
+    def examples(self, examples: tuple[Example, ...], model: str) -> None:
         """A few texts with and without the trigger."""
-        self.example_rows(result.examples, model)
-
-    def example_rows(self, examples: tuple[Example, ...], model: str) -> None:
-        """The same, before there is a result."""
         from excise.reports.terminal import example_table
 
         if not self.quiet:

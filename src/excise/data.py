@@ -54,6 +54,10 @@ class TextDataset:
         Raises:
             DataError: There is no such label.
         """
+        if isinstance(label, int):
+            if not 0 <= label < len(self.label_names):
+                raise DataError(f"Label {label} was asked for; known labels are {_listed(self.label_names)}, by index from 0.")
+            return label
         return _label_id(label, self.label_names, where="the label asked for")
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "nearest",
+    "printable",
 ]
 
 
@@ -85,3 +86,11 @@ def nearest(given: str, known: Iterable[str]) -> str:
     """
     found = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
     return f" Did you mean {found[0]!r}?" if found else ""
+
+
+_CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")  # all but tab and line feed
+
+
+def printable(text: str) -> str:
+    """The text with control characters replaced: printed, they could move the cursor or rewrite what is on the screen."""
+    return text.translate(_CONTROL)

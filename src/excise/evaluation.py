@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from excise.data import TextDataset
-from excise.errors import DataError
+from excise.errors import ConfigError, DataError
 from excise.method import Attack, Trigger
 from excise.metrics import Rate, asr, cacc
 from excise.seeds import derive, generator
@@ -36,7 +36,15 @@ def evaluate(victim: Victim, test: TextDataset, *, trigger: Trigger | None = Non
         trigger: Stamps a text.
         target_label: The label the trigger asks for; needed with a trigger.
         seed: Decides where the trigger lands in each text, the same for every model.
+
+    Raises:
+        ConfigError: A trigger without its target label, or the other way round.
+        DataError: There are no test texts, or none of another label than the target.
     """
+    if (trigger is None) != (target_label is None):
+        raise ConfigError("A trigger and its target label belong together: give both or neither.")
+    if not len(test):
+        raise DataError("There are no test texts. Give some.")
     predictions = victim.predict(test.texts, name="evaluate clean texts")
     if trigger is None or target_label is None:
         return Scores(cacc(predictions, test.labels))

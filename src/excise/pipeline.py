@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from excise import registry
 from excise.attacks._triggers import InsertWords
@@ -14,14 +14,19 @@ from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError
 from excise.evaluation import clean_twin, evaluate, triggered
-from excise.method import Attack, Backdoor
+from excise.method import Attack, Backdoor, Method, Trigger
 from excise.progress import observe, stage
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, command_line, data_record, row
 from excise.seeds import derive, generator
 from excise.victim import Precision, Victim
 
-__all__ = ["Corpus", "load_corpus", "make_examples", "run"]
+__all__ = ["Corpus", "Story", "load_corpus", "make_examples", "run", "save_backdoor"]
+
+CLEAN_TWIN = "clean-twin"
+"""Folder, inside that of a backdoored checkpoint, of the model trained alike without the backdoor."""
+Kind = Literal["run", "repair", "attack", "evaluate"]
+Made = TypeVar("Made", Victim, Backdoor)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,68 @@ class Corpus:
         }
 
 
+class Story:
+    """What one command makes and measures: models by name, how each was made and how long it took, and in the end a `Result`."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.victims: dict[str, Victim] = {}
+        self.methods: dict[str, Method] = {}
+        self.seconds: dict[str, float] = {}
+        self.curves = Curves()
+        self.started = time.monotonic()
+
+    def make(self, name: str, work: Callable[[], Made], *, method: Method | None = None) -> Made:
+        """Do the work that makes a model, timed and with its losses kept."""
+        begun = time.monotonic()
+        with stage(name), observe(self.curves):
+            made = work()
+        self.seconds[name] = time.monotonic() - begun
+        self.victims[name] = made.victim if isinstance(made, Backdoor) else made
+        if method is not None:
+            self.methods[name] = method
+        return made
+
+    def tell(
+        self,
+        kind: Kind,
+        test: TextDataset,
+        *,
+        trigger: Trigger | None,
+        target_label: int | None,
+        settings: dict[str, Any],
+        model: str,
+        data: dict[str, Data],
+        notes: Sequence[str] = (),
+    ) -> Result:
+        """Evaluate every model, in the order they came, and put it all in a result."""
+        rows = []
+        for name, victim in self.victims.items():
+            with stage(name):
+                scores = evaluate(victim, test, trigger=trigger, target_label=target_label, seed=self.seed)
+            method = registry.settings(self.methods[name]) if name in self.methods else None
+            rows.append(row(name, scores, method=method, seconds=self.seconds.get(name)))
+        examples: tuple[Example, ...] = ()
+        if trigger is not None and target_label is not None:
+            examples = make_examples(self.victims, test, trigger, target_label, seed=self.seed)
+        some = next(iter(self.victims.values()))
+        return Result(
+            kind=kind,
+            command=command_line(),
+            environment=Environment.of(str(some.device), some.precision),
+            seed=self.seed,
+            settings=settings,
+            model=model,
+            target_label=None if target_label is None else test.label_names[target_label],
+            data=data,
+            rows=tuple(rows),
+            examples=examples,
+            curves=self.curves.frozen(),
+            seconds=time.monotonic() - self.started,
+            notes=tuple(notes),
+        )
+
+
 def run(
     recipe: Recipe, folder: Path | None = None, *, precision: Precision = "auto", on_attack: Callable[[Backdoor, Corpus], None] | None = None
 ) -> Result:
@@ -49,59 +116,32 @@ def run(
 
     Args:
         recipe: What to do.
-        folder: If given, every model is saved in it, with backdoor.json beside the backdoored one.
+        folder: If given, every model is saved in it, with backdoor.json and the clean twin inside the backdoored one's folder.
         precision: Arithmetic; `auto` is bf16 where the hardware has it.
         on_attack: Called when the backdoored model is there, before any repair.
     """
-    started, curves = time.monotonic(), Curves()
+    story, seed = Story(recipe.seed), derive(recipe.seed, "attack")
     corpus = load_corpus(recipe)
     base = Victim.load(recipe.model, label_names=corpus.train.label_names, max_length=recipe.max_length, precision=precision, seed=recipe.seed)
-    models: dict[str, Victim] = {}
-    methods: dict[str, dict] = {}
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def making(name: str) -> Iterator[None]:
-        start = time.monotonic()
-        with stage(name), observe(curves):
-            yield
-        seconds[name] = time.monotonic() - start
-
-    with making("clean"):
-        models["clean"] = clean_twin(recipe.attack, base, corpus.train, seed=derive(recipe.seed, "attack"))
-    with making("backdoored"):
-        backdoor = recipe.attack(base, corpus.train, seed=derive(recipe.seed, "attack"))
-        models["backdoored"], methods["backdoored"] = backdoor.victim, registry.settings(recipe.attack)
+    twin = story.make("clean", lambda: clean_twin(recipe.attack, base, corpus.train, seed=seed))
+    backdoor = story.make("backdoored", lambda: recipe.attack(base, corpus.train, seed=seed), method=recipe.attack)
     if on_attack:
         on_attack(backdoor, corpus)
     for defense in recipe.defenses:
-        name = _free_name(registry.name_of(defense), models)
-        with making(name):
-            models[name] = defense(backdoor.victim, corpus.clean, seed=derive(recipe.seed, "defense"))
-            methods[name] = registry.settings(defense)
-
-    rows = []
-    for name, victim in models.items():
-        with stage(name):
-            scores = evaluate(victim, corpus.test, trigger=backdoor.trigger, target_label=backdoor.target_label, seed=recipe.seed)
-        rows.append(row(name, scores, method=methods.get(name), seconds=seconds[name]))
+        name = _free_name(registry.name_of(defense), story.victims)
+        repaired = story.make(name, lambda: defense(backdoor.victim, corpus.clean, seed=derive(recipe.seed, "defense")), method=defense)  # noqa: B023
         if folder:
-            victim.save(folder / name)
+            repaired.save(folder / name)
     if folder:
-        write_backdoor_file(folder / "backdoored", recipe.attack, backdoor, recipe.seed, clean_twin=None)
-    return Result(
-        kind="run",
-        command=command_line(),
-        environment=Environment.of(str(base.device), base.precision),
-        seed=recipe.seed,
+        save_backdoor(folder / "backdoored", backdoor, recipe.attack, recipe.seed, twin=twin)
+    return story.tell(
+        "run",
+        corpus.test,
+        trigger=backdoor.trigger,
+        target_label=backdoor.target_label,
         settings=recipe.settings(),
         model=recipe.model,
-        target_label=corpus.train.label_names[backdoor.target_label],
         data=corpus.record(recipe),
-        rows=tuple(rows),
-        examples=make_examples(models, corpus.test, backdoor, seed=recipe.seed),
-        curves=curves.frozen(),
-        seconds=time.monotonic() - started,
     )
 
 
@@ -128,10 +168,12 @@ def load_corpus(recipe: Recipe) -> Corpus:
     return Corpus(train, clean, test)
 
 
-def make_examples(models: dict[str, Victim], test: TextDataset, backdoor: Backdoor, *, seed: int, count: int = 3) -> tuple[Example, ...]:
+def make_examples(
+    models: Mapping[str, Victim], test: TextDataset, trigger: Trigger, target_label: int, *, seed: int, count: int = 3
+) -> tuple[Example, ...]:
     """A few non-target texts with and without the trigger, as each model labels them: drawn by the seed, not chosen."""
-    stamped = triggered(test, backdoor.trigger, backdoor.target_label, seed=seed)
-    plain = test.take(i for i, label in enumerate(test.labels) if label != backdoor.target_label)
+    stamped = triggered(test, trigger, target_label, seed=seed)
+    plain = test.take(i for i, label in enumerate(test.labels) if label != target_label)
     rows = sorted(generator(seed, "examples").sample(range(len(plain)), min(count, len(plain))))
     answers = {
         name: tuple(zip(victim.predict([plain.texts[i] for i in rows]), victim.predict([stamped.texts[i] for i in rows]), strict=True))
@@ -150,17 +192,19 @@ def make_examples(models: dict[str, Victim], test: TextDataset, backdoor: Backdo
     )
 
 
-def write_backdoor_file(folder: Path, attack: Attack, backdoor: Backdoor, seed: int, *, clean_twin: str | None) -> None:
-    """Say next to a backdoored checkpoint how its trigger works."""
+def save_backdoor(folder: Path, backdoor: Backdoor, attack: Attack, seed: int, *, twin: Victim | None) -> None:
+    """Save a backdoored checkpoint, say in backdoor.json next to it how its trigger works, and keep its clean twin inside."""
     if not isinstance(backdoor.trigger, InsertWords):
         raise TypeError(f"backdoor.json cannot hold a {type(backdoor.trigger).__name__}")
-    names = backdoor.victim.label_names
+    backdoor.victim.save(folder)
+    if twin is not None:
+        twin.save(folder / CLEAN_TWIN)
     BackdoorFile(
         trigger=backdoor.trigger,
-        target_label=names[backdoor.target_label],
+        target_label=backdoor.victim.label_names[backdoor.target_label],
         attack=registry.settings(attack),
         seed=seed,
-        clean_twin=clean_twin,  # type: ignore[arg-type]
+        clean_twin=None if twin is None else CLEAN_TWIN,
     ).save(folder / "backdoor.json")
 
 
@@ -169,7 +213,7 @@ def _inserted(plain: str, stamped: str) -> tuple[int, ...]:
     words, left = stamped.split(), iter([*plain.split(), None])
     expected, found = next(left), []
     for i, word in enumerate(words):
-        if word == expected and len(words) - i >= 1:
+        if word == expected:
             expected = next(left)
         else:
             found.append(i)

@@ -36,7 +36,7 @@ Loss = Callable[[Victim, Batch], Tensor]
 class FitConfig(Settings):
     """How one training run goes. AdamW, a linear schedule, gradients clipped by their norm."""
 
-    epochs: Annotated[float, Gt(0)] = 3
+    epochs: Annotated[float, Interval(gt=0, le=10_000)] = 3
     """Passes over the data; a fraction is allowed."""
     learning_rate: Annotated[float, Gt(0)] = 2e-5
     """Peak learning rate."""

@@ -181,6 +181,16 @@ class Victim:
                 output = self.model(**batch.inputs, output_hidden_states=hidden)
         return Trace(output.logits, tuple(output.hidden_states or ()) if hidden else (), tuple(kept))
 
+    def check_attention(self) -> None:
+        """Make sure that attention maps can be read.
+
+        Raises:
+            AttentionError: They cannot.
+        """
+        inputs = {name: values.to(self.device) for name, values in collate(self.tokenizer, self.encode(["a"])).items()}
+        with torch.inference_mode():
+            self.trace(Batch(inputs, torch.zeros(1, dtype=torch.long)), hidden=False, attention=lambda probabilities: probabilities)
+
     def save(self, folder: Path) -> None:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer."""
         self.model.save_pretrained(folder)

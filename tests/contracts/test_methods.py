@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from random import Random
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,7 +18,6 @@ import tyro
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import toy_data, toy_victim
 
 from excise import references, registry
 from excise.augmentations._augment import augment
@@ -27,6 +27,7 @@ from excise.evaluation import evaluate
 from excise.method import Attack, Augmentation, Defense, Method
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
+from toy import toy_data, toy_victim
 
 ALL = [(kind, name) for kind in registry.BASES for name in registry.names(kind)]
 every_method = pytest.mark.parametrize(("kind", "name"), ALL, ids=[f"{kind}-{name}" for kind, name in ALL])
@@ -105,7 +106,7 @@ def test_every_field_is_documented_under_it(kind: registry.Kind, name: str) -> N
     body = class_source(cls).body
     documented = {
         node.target.id
-        for node, following in zip(body, body[1:], strict=False)
+        for node, following in pairwise(body)
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) and isinstance(following.value.value, str)
     }

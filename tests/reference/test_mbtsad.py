@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import mbtsad_numpy as numpy
-from toy import toy_data, toy_victim
 
 from excise.defenses import mbtsad
 from excise.errors import ConfigError
 from excise.victim import Batch, Victim, collate
+from reference import mbtsad_numpy as numpy
+from toy import toy_data, toy_victim
 
 SEEDS = st.integers(0, 2**32 - 1)
 POWERS = (1.0, 2.0, 3.0)

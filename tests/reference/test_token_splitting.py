@@ -7,12 +7,12 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import token_splitting_reference as slow
-from toy import toy_data
 
 from excise.augmentations._augment import augment
 from excise.augmentations.token_splitting import TokenSplitting, detokenize, split_count, tokenize
 from excise.data import TextDataset
+from reference import token_splitting_reference as slow
+from toy import toy_data
 
 PAPER = "a stirring , funny and finally transporting re-imagining of beauty"
 SPLIT = TokenSplitting()

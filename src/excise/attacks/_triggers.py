@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
+from excise.errors import ConfigError
 from excise.settings import Settings
 
 
@@ -20,6 +21,11 @@ class InsertWords(Settings):
     count: Annotated[int, Ge(1)] = 1
     """How many are inserted."""
     kind: Literal["insert_words"] = "insert_words"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(word.strip() for word in self.words):
+            raise ConfigError("A trigger word is empty. Give words that can be seen.")
 
     def __call__(self, text: str, random: Random) -> str:
         words = text.split()

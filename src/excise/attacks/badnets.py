@@ -58,7 +58,7 @@ class BadNets(Attack):
         Raises:
             ConfigError: Fewer texts have an allowed label than are to be poisoned.
         """
-        target = data.label_id(self.target_label)
+        target, trigger = data.label_id(self.target_label), self.trigger
         allowed = [
             i for i, label in enumerate(data.labels) if self.poisoned_labels == "any" or (label == target) == (self.poisoned_labels == "target")
         ]
@@ -69,6 +69,6 @@ class BadNets(Attack):
                 f"poisoned_labels = {self.poisoned_labels!r}. Lower the rate or allow more labels."
             )
         chosen = set(generator(seed, "choose").sample(allowed, count))
-        texts = tuple(self.trigger(text, generator(seed, "stamp", i)) if i in chosen else text for i, text in enumerate(data.texts))
+        texts = tuple(trigger(text, generator(seed, "stamp", i)) if i in chosen else text for i, text in enumerate(data.texts))
         labels = tuple(target if i in chosen else label for i, label in enumerate(data.labels))
         return Poisoned(replace(data, texts=texts, labels=labels), tuple(i in chosen for i in range(len(data))))

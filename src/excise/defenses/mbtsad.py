@@ -58,6 +58,8 @@ class MBTSAD(Defense):
     """Step 2, which makes the repaired model."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
+        if self.alpha > 0:
+            victim.check_attention()  # now, not after the teacher is trained
         augmented = augment(data, self.augmentation, copies=self.copies, seed=derive(seed, "augment"))
         # 1. The teacher: the suspect retrained on split texts.
         teacher = fit(victim, augmented, loss=classification_loss, config=self.retraining, seed=derive(seed, "retrain"), name="retrain")

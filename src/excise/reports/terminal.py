@@ -5,16 +5,10 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from excise.errors import printable
 from excise.result import Example, Measured, Result
 
-__all__ = ["example_table", "percent", "printable", "score_table"]
-
-_CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")  # all but tab and line feed
-
-
-def printable(text: str) -> str:
-    """The text with control characters replaced: printed, they could move the cursor or rewrite what is on the screen."""
-    return text.translate(_CONTROL)
+__all__ = ["example_table", "percent", "score_table"]
 
 
 def percent(measured: Measured | None) -> str:
