@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from excise.victim import Victim
 
 
+DEAR = 5
+"""A repair that costs more points of CACC than this gets a hint."""
+
+
 def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
     from excise.data import check_clean, split
     from excise.output import check_output
@@ -70,6 +74,12 @@ def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
     )
     _write(options.out, options.overwrite, result, save=fixed.save, card=True)
     console.scores(result)
+    cost = 100 * (result.rows[-2].cacc.value - result.rows[-1].cacc.value)
+    if cost > DEAR:
+        console.say(
+            f"The repair cost {cost:.1f} points of accuracy. Give more texts, or lower the learning rates of {options.method} "
+            "(models wider than 384 need lower ones than the defaults): see excise repair --help."
+        )
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
 
 

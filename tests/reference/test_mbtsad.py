@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from excise.defenses import mbtsad
+from excise.defenses.mbtsad import MBTSAD
+from excise.defenses.ts_ft import TSFT
 from excise.errors import ConfigError
+from excise.training import FitConfig
 from excise.victim import Batch, Victim, collate
 from reference import mbtsad_numpy as numpy
 from toy import toy_data, toy_victim
@@ -189,3 +192,12 @@ def test_without_attention_loss_no_attention_is_read() -> None:
     data = toy_data(4)
     batch = Batch(collate(victim.tokenizer, victim.encode(data.texts)), torch.tensor(data.labels))
     assert mbtsad.distillation_loss(victim.copy(), alpha=0, beta=1, power=2)(victim, batch).isfinite()
+
+
+def test_ts_ft_is_the_first_step_of_mbtsad() -> None:
+    victim, data = toy_victim(), toy_data(32)
+    config = FitConfig(epochs=1, learning_rate=1e-3)
+    defense = MBTSAD(copies=1, retraining=config)
+    teacher = defense.retrain(victim, defense.augment(data, seed=3), seed=3)
+    alone = TSFT(copies=1, retraining=config)(victim, data, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(teacher.model.state_dict().values(), alone.model.state_dict().values(), strict=True))

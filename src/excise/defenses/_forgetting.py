@@ -6,10 +6,9 @@ from excise.training import FitConfig
 
 
 def forgetting() -> FitConfig:
-    """A learning rate that unlearns and a weight decay that fades what clean texts do not use.
+    """A learning rate high enough to unlearn.
 
-    The MBTSAD paper gives neither. With plain settings (2e-5 to 1e-4, no decay) a backdoor in a small model hardly moves. A decay of 20 shrinks each
-    matrix by about a fifth over the run unless clean texts pull it back, and nothing pulls the trigger's row back. Chosen on a
-    canary backdoor with trigger words of our own (docs/reproduction.md, "How the settings were chosen").
+    The MBTSAD paper gives none. At the usual 2e-5 to 1e-4 the backdoor of a small model hardly moves. Chosen for a hidden size of 384 on canary
+    backdoors with trigger words of our own (docs/reproduction.md, "How the settings were chosen"); wider models need a lower one.
     """
-    return FitConfig(epochs=3, learning_rate=1e-4, weight_decay=20.0)
+    return FitConfig(epochs=3, learning_rate=3e-4)

@@ -60,10 +60,20 @@ class MBTSAD(Defense):
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         if self.alpha > 0:
             victim.check_attention()  # now, not after the teacher is trained
-        augmented = augment(data, self.augmentation, copies=self.copies, seed=derive(seed, "augment"))
-        # 1. The teacher: the suspect retrained on split texts.
-        teacher = fit(victim, augmented, loss=classification_loss, config=self.retraining, seed=derive(seed, "retrain"), name="retrain")
-        # 2. The student: the suspect's own weights again, taught by the frozen teacher.
+        augmented = self.augment(data, seed=seed)
+        teacher = self.retrain(victim, augmented, seed=seed)
+        return self.distil(victim, teacher, augmented, seed=seed)
+
+    def augment(self, data: TextDataset, *, seed: int) -> TextDataset:
+        """Token-split copies of the clean texts, for both steps."""
+        return augment(data, self.augmentation, copies=self.copies, seed=derive(seed, "augment"))
+
+    def retrain(self, victim: Victim, augmented: TextDataset, *, seed: int) -> Victim:
+        """Step 1, the teacher: the suspect retrained on split texts (on its own: TS-FT)."""
+        return fit(victim, augmented, loss=classification_loss, config=self.retraining, seed=derive(seed, "retrain"), name="retrain")
+
+    def distil(self, victim: Victim, teacher: Victim, augmented: TextDataset, *, seed: int) -> Victim:
+        """Step 2, the student: the suspect's own weights again, taught by the frozen teacher."""
         loss = distillation_loss(teacher, alpha=self.alpha, beta=self.beta, power=self.power, form=self.form)
         return fit(victim, augmented, loss=loss, config=self.distillation, seed=derive(seed, "distil"), name="distil")
 
