@@ -25,6 +25,8 @@ from toy import save_toy, toy_data, toy_tokenizer, write_csv
 
 Refused = Callable[..., str]
 
+RESULT = '{"version": 1, "kind": "repair", "environment": {}, "rows": []}'
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -161,7 +163,7 @@ def test_option_out_of_range(options: list[str], words: list[str], model: Path, 
 
 
 def test_test_texts_that_are_the_clean_texts(model: Path, clean: Path, out: Path, refused: Refused) -> None:
-    assert_says(refused("repair", model, "--data", clean, "--test", clean, "--out", out), "0 texts", "not held out or in the test set")
+    assert_says(refused("repair", model, "--data", clean, "--test", clean, "--out", out), "Every text of", "Give test texts of their own")
 
 
 # Checkpoints
@@ -267,11 +269,48 @@ def test_overwrite_spares_what_excise_did_not_write(command: str, model: Path, c
 
 def test_overwrite_replaces_a_result(model: Path, clean: Path, out: Path) -> None:
     out.mkdir()
-    (out / "excise-result.json").write_text("{}")
-    (out / "old").touch()
+    (out / "excise-result.json").write_text(RESULT)
+    (out / "README.md").touch()
     assert main(["evaluate", str(model), "--data", str(clean), "--out", str(out), "--overwrite"]) == 0
     assert {path.name for path in out.iterdir()} == {"excise-result.json", "report.html"}
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_overwrite_keeps_what_excise_did_not_write(model: Path, clean: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "excise-result.json").write_text(RESULT)
+    (out / "thesis.txt").write_text("years of work")
+    assert main(["evaluate", str(model), "--data", str(clean), "--out", str(out), "--overwrite"]) == 2
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwrite_keeps_what_the_command_reads(model: Path, clean: Path) -> None:
+    (model / "excise-result.json").write_text(RESULT)
+    before = sorted(path.name for path in model.iterdir())
+    assert main(["repair", str(model), "--data", str(clean), "--out", str(model), "--overwrite"]) == 2
+    (model / "excise-result.json").unlink()
+    assert sorted(path.name for path in model.iterdir()) == [name for name in before if name != "excise-result.json"]
+
+
+@pytest.mark.parametrize("file", ["weights.bin", "../suspect/model.safetensors", "sub/model.safetensors", 3])
+def test_index_that_leads_elsewhere(file: object, model: Path, clean: Path, out: Path, tmp_path: Path, refused: Refused) -> None:
+    folder = tmp_path / "indexed"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((model / name).read_bytes())
+    (folder / "decoy.safetensors").touch()
+    (folder / "weights.bin").write_bytes(b"pickle")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"classifier.weight": file}}))
+    assert_says(refused("repair", folder, "--data", clean, "--out", out), "index.json", "plain names of safetensors files")
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "_attn_implementation"])
+def test_config_that_asks_for_foreign_code(key: str, model: Path, clean: Path, out: Path, tmp_path: Path, refused: Refused) -> None:
+    folder = tmp_path / "foreign"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: "someone/kernel"}))
+    assert_says(refused("repair", folder, "--data", clean, "--out", out), key, "Remove the key")
 
 
 def test_output_below_a_file(model: Path, clean: Path, refused: Refused) -> None:
@@ -300,7 +339,7 @@ def test_disk_that_fills_up(
 
     if overwrite:
         out.mkdir()
-        (out / "excise-result.json").write_text("an earlier result")
+        (out / "excise-result.json").write_text(RESULT)
     monkeypatch.setattr(Victim, "save", save)
     message = refused("repair", model, "--data", clean, "--out", out, "--retraining.epochs", "0.1", *["--overwrite"] * overwrite)
     assert_says(message, out, "No space left on device", "free some space")

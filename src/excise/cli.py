@@ -269,5 +269,6 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"excise: {printable(message)}", file=sys.stderr)
+    line = " ".join(message.split())
+    print(f"excise: {printable(line)}", file=sys.stderr)
     return code

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ConfigError, DataError, NeedsError, nearest
+from excise.errors import ConfigError, DataError, nearest
 from excise.options import AttackOptions, Common, DemoOptions, EvaluateOptions, RepairOptions, RunOptions, Texts
 
 if TYPE_CHECKING:
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
     from excise.victim import Victim
 
 
+NO_FLOOR = "No clean twin is at hand, so the ASR floor is not known; clean flips are its nearest stand-in."
 DEAR = 5
 """A repair that costs more points of CACC than this gets a hint."""
 
 
 def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
     from excise.data import check_clean, split
+    from excise.evaluation import triggered
     from excise.output import check_output
-    from excise.pipeline import Story
+    from excise.pipeline import Story, check_needs
     from excise.result import data_record
     from excise.seeds import derive
 
     seed = options.common.seed
     story = Story(seed)
-    check_output(options.out, overwrite=options.overwrite)
-    if defense.needs:
-        raise NeedsError(f"{options.method} needs {', '.join(need.value for need in defense.needs)}, which excise repair does not give it yet.")
+    check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
+    check_needs(defense)
     victim = _load_victim(options.model, options.texts, options.common)
     check_output(options.out, overwrite=options.overwrite, needed=_size(victim))
     trigger, target, twin = _known_backdoor(options.backdoor, victim)
@@ -45,42 +46,56 @@ def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
         data, _ = split(data, options.fraction, seed=derive(seed, "fraction"))
     check_clean(data)
     clean, test = _hold_out(options, data, victim.label_names, seed)
-    if options.dry_run:
-        console.plan(lambda: defense(victim, clean, seed=seed), clean, options.out)
-        return
+    if trigger is not None and target is not None:
+        triggered(test or clean, trigger, target, seed=seed)  # it must be possible to measure, before any work
 
-    console.say(f"Repairing {victim.source} with {options.method}: {len(clean)} clean texts, {victim.precision} on {victim.device}.")
     if twin:
         story.victims["clean"] = _load_floor(twin, victim, options.texts, options.common)
     story.victims["suspect"] = victim
-    fixed = story.make(options.method, lambda: defense(victim, clean, seed=derive(seed, "defense")), method=defense)
     notes = []
     if test is None:
         notes.append("Nothing was held out (--holdout 0), so CACC is measured on the texts that the repair used and says little.")
     if trigger is None:
         notes.append("No trigger is known, so the ASR cannot be measured: the repair may have removed a backdoor, part of one, or there was none.")
+    elif not twin:
+        notes.append(NO_FLOOR)
     records = {"clean": data_record(options.data, clean)}
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
-    result = story.tell(
-        "repair",
-        test or clean,
-        trigger=trigger,
-        target_label=target,
-        settings=_plain(options),
-        model=options.model,
-        data=records,
-        notes=notes,
-    )
+
+    def work() -> Result:
+        story.make(options.method, lambda: defense(victim, clean, seed=derive(seed, "defense")), method=defense)
+        return story.tell(
+            "repair",
+            test or clean,
+            trigger=trigger,
+            target_label=target,
+            settings=_plain(options),
+            model=options.model,
+            data=records,
+            notes=notes,
+        )
+
+    if options.dry_run:
+        console.plan(work, clean, options.out)
+        return
+    console.say(f"Repairing {victim.source} with {options.method}: {len(clean)} clean texts, {victim.precision} on {victim.device}.")
+    result = work()
+    fixed = story.victims[options.method]
     _write(options.out, options.overwrite, result, save=fixed.save, card=True)
     console.scores(result)
+    _hint(result, console)
+    console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
+
+
+def _hint(result: Result, console: Console) -> None:
+    """What to do when a repair was dear."""
     cost = 100 * (result.rows[-2].cacc.value - result.rows[-1].cacc.value)
     if cost > DEAR:
         console.say(
-            f"The repair cost {cost:.1f} points of accuracy. Give more texts, or lower the learning rates of {options.method} "
+            f"The repair cost {cost:.1f} points of accuracy. Give more texts, or lower the learning rates of {result.rows[-1].name} "
             "(models wider than 384 need lower ones than the defaults): see excise repair --help."
         )
-    console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
 
 
 def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
@@ -92,7 +107,7 @@ def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
 
     seed = options.common.seed
     story = Story(seed)
-    check_output(options.out, overwrite=options.overwrite)
+    check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test))
     data = options.texts.load(options.data)
     victim = _load_victim(options.model, options.texts, options.common, label_names=data.label_names, seed=seed)
     if victim.label_names != data.label_names:
@@ -103,26 +118,29 @@ def attack(options: AttackOptions, attack: Attack, console: Console) -> None:
     if test is None:
         raise ConfigError("An attack has to be measured: give --test, or a --holdout above 0.")
 
-    def twin() -> Victim:
-        return clean_twin(attack, victim, train, seed=seed)
+    notes = ["This checkpoint has a backdoor, planted to test defenses. Do not pass it on as an ordinary model."]
+
+    def work() -> tuple[Backdoor, Victim | None, Result]:
+        backdoor = story.make("backdoored", lambda: attack(victim, train, seed=seed), method=attack)
+        twin = None if options.no_clean_twin else story.make("clean", lambda: clean_twin(attack, victim, train, seed=seed))
+        result = story.tell(
+            "attack",
+            test,
+            trigger=backdoor.trigger,
+            target_label=backdoor.target_label,
+            settings=_plain(options),
+            model=options.model,
+            data={"train": data_record(options.data, train), "test": data_record(options.test or options.data, test)},
+            notes=notes if twin else [*notes, NO_FLOOR],
+        )
+        return backdoor, twin, result
 
     if options.dry_run:
-        console.plan(lambda: ([] if options.no_clean_twin else [twin()], attack(victim, train, seed=seed)), train, options.out)
+        console.plan(work, train, options.out)
         return
     console.say(f"Planting a {options.attack} backdoor: {len(train)} training texts, {victim.precision} on {victim.device}.")
-    clean = None if options.no_clean_twin else story.make("clean", twin)
-    backdoor = story.make("backdoored", lambda: attack(victim, train, seed=seed), method=attack)
-    result = story.tell(
-        "attack",
-        test,
-        trigger=backdoor.trigger,
-        target_label=backdoor.target_label,
-        settings=_plain(options),
-        model=options.model,
-        data={"train": data_record(options.data, train), "test": data_record(options.test or options.data, test)},
-        notes=["This checkpoint has a backdoor, planted to test defenses. Do not pass it on as an ordinary model."],
-    )
-    _write(options.out, options.overwrite, result, save=lambda folder: save_backdoor(folder, backdoor, attack, seed, twin=clean))
+    backdoor, twin, result = work()
+    _write(options.out, options.overwrite, result, save=lambda folder: save_backdoor(folder, backdoor, attack, seed, twin=twin))
     console.scores(result)
     console.examples(result.examples, "backdoored")
     console.say(f"Wrote {options.out}; backdoor.json in it says how the trigger works.")
@@ -136,7 +154,9 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
 
     story = Story(options.common.seed)
     if options.out:
-        check_output(options.out, overwrite=options.overwrite)
+        check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.backdoor, options.floor_model))
+    if options.floor_model and not options.backdoor:
+        raise ConfigError("--floor-model was given without --backdoor: a floor needs a trigger to measure. Give both.")
     victim = _load_victim(options.model, options.texts, options.common)
     trigger, target, twin = _known_backdoor(options.backdoor, victim)
     test = options.texts.load(options.data, victim.label_names)
@@ -153,6 +173,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
         settings=_plain(options),
         model=options.model,
         data={"test": data_record(options.data, test)},
+        notes=[NO_FLOOR] if trigger is not None and not floor else [],
     )
     if options.out:
         _write(options.out, options.overwrite, result)
@@ -170,7 +191,8 @@ def run(options: RunOptions, console: Console) -> None:
             raise ConfigError(f"There is no recipe {options.recipe!r}; excise comes with {', '.join(shipped)}.{nearest(options.recipe, shipped)}")
         path = shipped[options.recipe]
     recipe = load_recipe(path, **({} if options.seed is None else {"seed": options.seed}))
-    check_output(options.out, overwrite=options.overwrite)
+    sources = (recipe.train.source, recipe.test.source if recipe.test else None)
+    check_output(options.out, overwrite=options.overwrite, inputs=(path, recipe.model, *sources))
     _run_recipe(recipe, options, console, keep_models=not options.no_models)
 
 
@@ -255,6 +277,8 @@ def _hold_out(
         test = options.texts.load(options.test, label_names)
         seen = set(test.texts)
         data = data.take(i for i, text in enumerate(data.texts) if text not in seen)
+        if not len(data):
+            raise DataError(f"Every text of {options.data} is also in {options.test}. Give test texts of their own.")
     elif options.holdout:
         test, data = split(data, options.holdout, seed=derive(seed, "holdout"))
     else:

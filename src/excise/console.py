@@ -114,7 +114,7 @@ class _Timing:
         now = time.monotonic()
         task, calls = progress.task, self.seen.get(progress.task, 0)
         self.seen[task] = calls + 1
-        if calls <= 1:
+        if calls == 0 or (calls == 1 and progress.done < progress.total):
             self.first[task] = (progress.done, now)
         done, begun = self.first[task]
         if progress.done > done:

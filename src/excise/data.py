@@ -58,7 +58,7 @@ class TextDataset:
             if not 0 <= label < len(self.label_names):
                 raise DataError(f"Label {label} was asked for; known labels are {_listed(self.label_names)}, by index from 0.")
             return label
-        return _label_id(label, self.label_names, where="the label asked for")
+        return _label_id(label, self.label_names, where="A setting")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def load_dataset(
         rows, names = assets.movie_reviews(), ("negative", "positive")
         columns: dict[str, Sequence[Any]] = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
         return _from_columns(columns, name, label_names or names, "text", "label", limit, hub_names=names)
-    table = _read_file(Path(name)) if _is_file(name) else _read_hub(name, config, split)
+    table = _read_file(Path(name).expanduser()) if _is_file(name) else _read_hub(name, config, split)
     hub_names = getattr(table.features.get(_guess(table.column_names, label_column, LABEL_COLUMNS, "label", name)), "names", None)
     text = _guess(table.column_names, text_column, TEXT_COLUMNS, "text", name)
     label = _guess(table.column_names, label_column, LABEL_COLUMNS, "label", name)
@@ -165,7 +165,7 @@ def check_clean(data: TextDataset, *, what: str = "clean texts") -> None:
 
 
 def _is_file(name: str) -> bool:
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         raise DataError(f"{name} is a folder; a CSV, TSV, JSONL or Parquet file or a Hugging Face data set id was expected.")
     looks_local = path.suffix.lower() in FORMATS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
@@ -323,7 +323,7 @@ def _from_columns(
             raise DataError(f"{name}: row {row} has no label in column {label!r}. Remove the row or fill it in.")
     if hub_names is not None:  # class indices that come with names: match by name, because the orders may differ
         labels = [hub_names[value] if isinstance(value, int) and 0 <= value < len(hub_names) else value for value in labels]
-        if label_names is not None and not {str(v).lower() for v in labels} <= {n.lower() for n in label_names}:
+        if label_names is not None and all(n in (str(i), f"LABEL_{i}") for i, n in enumerate(label_names)):  # names that say nothing
             labels = [hub_names.index(value) if value in hub_names else value for value in labels]
     if label_names is None:
         label_names = tuple(hub_names) if hub_names is not None else _label_names(labels)
@@ -358,7 +358,9 @@ def _label_id(value: Any, names: Sequence[str], *, where: str) -> int:
     if len(folded) == 1:
         return folded[0]
     index = _whole(value)
-    if index is not None and 0 <= index < len(names):
+    if index is not None and str(index) in names:  # 1.0 is the label named 1
+        return list(names).index(str(index))
+    if index is not None and 0 <= index < len(names) and not all(name.isdigit() for name in names):
         return index
     raise DataError(
         f"{where} has the label {value!r}; known labels are {_listed(names)} or their indices 0 to {len(names) - 1}.{nearest(given, names)}"

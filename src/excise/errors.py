@@ -88,9 +88,11 @@ def nearest(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
-_CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")  # all but tab and line feed
+_CONTROL = dict.fromkeys(
+    [*range(9), *range(11, 32), *range(127, 160), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\N{REPLACEMENT CHARACTER}"
+)  # all but tab and line feed, and the marks that reorder text
 
 
 def printable(text: str) -> str:
-    """The text with control characters replaced: printed, they could move the cursor or rewrite what is on the screen."""
+    """The text with control characters replaced: printed, they could move the cursor, rewrite or reorder what is on the screen."""
     return text.translate(_CONTROL)

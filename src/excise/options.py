@@ -79,7 +79,7 @@ class RepairOptions:
     test: str | None = None
     """Clean labelled texts to measure on; without it, a share of --data is held out."""
     holdout: float = 0.2
-    """Share of --data held out to measure on when there is no --test; 0 measures nothing."""
+    """Share of --data held out to measure on when there is no --test; 0 repairs with all of it and measures on the same texts."""
     fraction: float = 1.0
     """Use a stratified random share of --data, drawn by the seed (the MBTSAD paper: 0.2 of the training set)."""
     backdoor: Path | None = None

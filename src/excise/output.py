@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,17 +15,19 @@ from excise.errors import OutputError
 
 __all__ = ["check_output", "writing"]
 
-OURS = ("result.json", "excise-result.json", "backdoor.json")
-"""A folder with one of these is a result of excise and may be replaced with --overwrite."""
+RESULTS = ("result.json", "excise-result.json")
+WRITTEN = {".json", ".safetensors", ".html", ".jinja", ".model"}
+"""Endings of what excise writes, apart from three files of fixed names."""
 
 
-def check_output(folder: Path, *, overwrite: bool, needed: int = 0) -> None:
+def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iterable[str | Path | None] = ()) -> None:
     """Refuse an output folder before any work is done.
 
     Args:
         folder: Where the result shall go.
         overwrite: Whether a result that is there may be replaced.
         needed: Bytes that will be written, about.
+        inputs: What the command reads; replacing it is refused.
 
     Raises:
         OutputError: The folder exists, cannot be made, or the disk is too full.
@@ -32,8 +35,17 @@ def check_output(folder: Path, *, overwrite: bool, needed: int = 0) -> None:
     if folder.exists() or folder.is_symlink():
         if not overwrite:
             raise OutputError(f"{folder} exists. Give another --out, or --overwrite to replace it.")
-        if not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not any((folder / name).exists() for name in OURS)):
+        if folder.is_symlink() or not folder.is_dir() or (any(folder.iterdir()) and not any(_is_result(folder / name) for name in RESULTS)):
             raise OutputError(f"{folder} was not written by excise, so --overwrite does not replace it. Give another --out.")
+        foreign = sorted(path.name for path in folder.iterdir() if not _is_written(path))
+        if foreign:
+            raise OutputError(
+                f"{folder} also holds {foreign[0]!r}, which excise did not write, so --overwrite does not replace it. Give another --out."
+            )
+        for source in filter(None, inputs):
+            path = Path(source).expanduser()
+            if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+                raise OutputError(f"{folder} holds {source}, which this command reads, so it cannot be replaced. Give another --out.")
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -74,8 +86,25 @@ def writing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
+def _is_result(path: Path) -> bool:
+    """Whether a file is a result of excise, without trusting what else it says."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"version", "kind", "environment", "rows"} <= found.keys()
+
+
+def _is_written(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return (path / "config.json").is_file() and all(map(_is_written, path.iterdir()))
+    return path.suffix in WRITTEN or path.name in ("README.md", "vocab.txt", "merges.txt")
+
+
 def _is_disk_error(error: Exception) -> bool:
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG)
     if isinstance(error, OSError):
         return error.errno in codes
     return type(error).__name__ == "SafetensorError" and any(f"os error {code}" in str(error) for code in codes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,9 +12,9 @@ from excise import registry
 from excise.attacks._triggers import InsertWords
 from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
-from excise.errors import DataError
+from excise.errors import DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered
-from excise.method import Attack, Backdoor, Method, Trigger
+from excise.method import Attack, Backdoor, Defense, Method, Trigger
 from excise.progress import observe, stage
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, command_line, data_record, row
@@ -83,14 +83,15 @@ class Story:
     ) -> Result:
         """Evaluate every model, in the order they came, and put it all in a result."""
         rows = []
-        for name, victim in self.victims.items():
+        models = {name: self.victims[name] for name in sorted(self.victims, key=lambda name: name != "clean")}  # the floor comes first
+        for name, victim in models.items():
             with stage(name):
                 scores = evaluate(victim, test, trigger=trigger, target_label=target_label, seed=self.seed)
             method = registry.settings(self.methods[name]) if name in self.methods else None
             rows.append(row(name, scores, method=method, seconds=self.seconds.get(name)))
         examples: tuple[Example, ...] = ()
         if trigger is not None and target_label is not None:
-            examples = make_examples(self.victims, test, trigger, target_label, seed=self.seed)
+            examples = make_examples(models, test, trigger, target_label, seed=self.seed)
         some = next(iter(self.victims.values()))
         return Result(
             kind=kind,
@@ -121,10 +122,14 @@ def run(
         on_attack: Called when the backdoored model is there, before any repair.
     """
     story, seed = Story(recipe.seed), derive(recipe.seed, "attack")
+    for defense in recipe.defenses:
+        check_needs(defense)
     corpus = load_corpus(recipe)
     base = Victim.load(recipe.model, label_names=corpus.train.label_names, max_length=recipe.max_length, precision=precision, seed=recipe.seed)
-    twin = story.make("clean", lambda: clean_twin(recipe.attack, base, corpus.train, seed=seed))
+    if base.label_names != corpus.train.label_names:
+        corpus = load_corpus(replace(recipe, label_names=base.label_names))  # the checkpoint has a head: its labels count
     backdoor = story.make("backdoored", lambda: recipe.attack(base, corpus.train, seed=seed), method=recipe.attack)
+    twin = story.make("clean", lambda: clean_twin(recipe.attack, base, corpus.train, seed=seed))
     if on_attack:
         on_attack(backdoor, corpus)
     for defense in recipe.defenses:
@@ -145,6 +150,17 @@ def run(
     )
 
 
+def check_needs(defense: Defense) -> None:
+    """Refuse a defense that needs more than a suspect model and clean texts.
+
+    Raises:
+        NeedsError: It does.
+    """
+    if defense.needs:
+        needs = ", ".join(sorted(need.value for need in defense.needs))
+        raise NeedsError(f"{registry.name_of(defense)} needs {needs}, which cannot be given to it yet.")
+
+
 def load_corpus(recipe: Recipe) -> Corpus:
     """The recipe's texts, cut so that no text is in training and test at once.
 
@@ -155,6 +171,8 @@ def load_corpus(recipe: Recipe) -> Corpus:
     if recipe.test is None:
         if recipe.test_size is None:
             raise DataError("The recipe names no test data and no test_size. Give one of them.")
+        if recipe.test_size >= len(whole):
+            raise DataError(f"A test_size of {recipe.test_size} was given, but there are only {len(whole)} texts. Lower it.")
         test, train = split(whole, recipe.test_size / len(whole), seed=derive(recipe.seed, "test"))
     else:
         train, test = whole, _load(recipe.test, whole.label_names)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from excise.attention import Statistic, recorded_attention
-from excise.errors import CheckpointError, ConfigError, NetworkError
+from excise.errors import CheckpointError, ConfigError, NetworkError, OutputError
 from excise.progress import report
 from excise.seeds import derive
 
@@ -106,13 +106,20 @@ class Victim:
             config.label2id = {name: i for i, name in enumerate(label_names)}
         elif label_names is not None:
             label_names = None  # the checkpoint has a head of its own
+        names = config.id2label or {}
+        if sorted(names) != list(range(len(names))) or len(set(names.values())) != len(names):
+            raise CheckpointError(f"{source}: id2label in config.json is {str(names)[:80]}; one name of its own for each of 0, 1, ... is expected.")
         if config.num_labels < 2:
             raise CheckpointError(f"{source} has {config.num_labels} label; a classifier with at least two was expected.")
         model = _load_model(folder, config, str(source), new_head=label_names is not None, seed=seed)
         tokenizer = _load_tokenizer(folder, model, str(source))
-        where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            model.to(where)  # type: ignore[arg-type]
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"The device {device!r} cannot be used: {_first_line(error)}. Give cpu, or leave it out.") from error
         return cls(
-            model.to(where).eval(),  # type: ignore[arg-type]
+            model.eval(),
             tokenizer,
             min(max_length or 512, _longest_input(model, tokenizer)),
             resolve_precision(precision, where),
@@ -150,7 +157,7 @@ class Victim:
         """The logits of each text, in order, on the CPU. They do not depend on a text's neighbours beyond rounding."""
         encodings = self.encode(texts)
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i]["input_ids"]))
-        found = torch.empty(len(texts), len(self.label_names))
+        found = torch.full((len(texts), len(self.label_names)), torch.nan)
         done = 0
         report(name, 0, len(texts))
         with torch.inference_mode(), self.autocast():
@@ -159,7 +166,9 @@ class Victim:
                 found[rows] = self.model(**{k: v.to(self.device) for k, v in inputs.items()}).logits.float().cpu()
                 done += len(rows)
                 if report(name, done, len(texts)):
-                    break
+                    return found
+        if not found.isfinite().all():
+            raise CheckpointError(f"{self.source or 'The model'} gives logits that are NaN or infinite: broken weights, or diverged training.")
         return found
 
     def predict(self, texts: Sequence[str], *, name: str = "predict") -> list[int]:
@@ -191,8 +200,15 @@ class Victim:
         with torch.inference_mode():
             self.trace(Batch(inputs, torch.zeros(1, dtype=torch.long)), hidden=False, attention=lambda probabilities: probabilities)
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer."""
+    def save(self, folder: str | Path) -> None:
+        """Write an ordinary Hugging Face folder: config, safetensors, tokenizer.
+
+        Raises:
+            OutputError: `folder` is a file.
+        """
+        folder = Path(folder)
+        if folder.is_file():
+            raise OutputError(f"{folder} is a file; a folder to save in was expected.")
         self.model.save_pretrained(folder)
         tokenizer = copy.deepcopy(self.tokenizer)
         if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
@@ -273,10 +289,28 @@ def _read_config(folder: Path, source: str) -> Any:
                 "Convert it to safetensors in a sandbox, or ask for a safetensors version."
             )
         raise CheckpointError(f"{source} is no checkpoint: it has no *.safetensors file. Give a folder written by save_pretrained.")
+    _check_weight_files(folder, source)
+    for key in ("quantization_config", "_attn_implementation", "attn_implementation", "_attn_implementation_internal"):
+        if raw.get(key) not in (None, "eager", "sdpa"):
+            raise CheckpointError(f"{source}: {key} in config.json asks for {str(raw[key])[:60]!r}, which excise does not load. Remove the key.")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a broken config
         raise CheckpointError(f"{source}: config.json describes no model that transformers knows ({_first_line(error)}).") from error
+
+
+def _check_weight_files(folder: Path, source: str) -> None:
+    """Nothing but safetensors of this folder may be read as weights."""
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{source} is an adapter, not a whole model. Merge it into its base model first.")
+    for index in folder.glob("*.index.json"):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{source}: {index.name} is no index of weights. Restore it.") from error
+        for file in files:
+            if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+                raise CheckpointError(f"{source}: {index.name} names {str(file)[:60]!r}; plain names of safetensors files are expected. Restore it.")
 
 
 def _is_classifier(config: Any) -> bool:
@@ -296,7 +330,7 @@ def _load_model(folder: Path, config: Any, source: str, *, new_head: bool, seed:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         raise CheckpointError(
             f"{source} could not be opened as a sequence classifier: {_first_line(error)}. Check that the folder is complete."
         ) from error

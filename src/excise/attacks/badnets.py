@@ -63,6 +63,8 @@ class BadNets(Attack):
             i for i, label in enumerate(data.labels) if self.poisoned_labels == "any" or (label == target) == (self.poisoned_labels == "target")
         ]
         count = round(self.poison_rate * len(data))
+        if count == 0 < self.poison_rate:
+            raise ConfigError(f"A poison_rate of {self.poison_rate} of {len(data)} texts is less than one text. Raise the rate or give more texts.")
         if count > len(allowed):
             raise ConfigError(
                 f"A poison_rate of {self.poison_rate} means {count} of {len(data)} texts, but only {len(allowed)} have a label allowed by "

@@ -9,6 +9,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from excise.errors import printable
 from excise.reports.terminal import percent
 from excise.result import Measured, Result
 
@@ -17,7 +18,7 @@ __all__ = ["html_report"]
 
 def html_report(result: Result) -> str:
     """The report of one result."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible)
     environment.filters["percent"] = percent
     environment.filters["bar"] = _bar
     template = environment.from_string((files("excise.reports") / "report.html.jinja").read_text(encoding="utf-8"))
@@ -30,6 +31,11 @@ def html_report(result: Result) -> str:
         settings=json.dumps(result.settings, indent=2, ensure_ascii=False, default=str),
         headline=_headline(result),
     )
+
+
+def _visible(value: object) -> object:
+    """Control characters replaced in every string that is shown; our own markup as it is."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _headline(result: Result) -> str:

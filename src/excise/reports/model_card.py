@@ -15,48 +15,53 @@ __all__ = ["model_card"]
 
 def model_card(result: Result) -> str:
     """Markdown with YAML metadata."""
-    after = result.rows[-1]
+    after, clean = result.rows[-1], result.data["clean"]
+    base = result.model.partition("@")[0] if _is_hub_id(result.model) else Path(result.model).resolve().name
+    name = base.rpartition("/")[2]
+    unseen = "test" in result.data or "holdout" in result.data
     method = (after.method or {}).get("method", after.name)
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", result.model) and not Path(result.model).exists()
     scores = [("accuracy", "CACC", after.cacc), ("attack_success_rate", "ASR", after.asr)]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
-        base_model=result.model.partition("@")[0] if is_hub_id else None,
+        base_model=base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else None,
         tags=["backdoor-repair", "excise", str(method)],
-        model_name=Path(result.model).name,
+        model_name=name,
+        excise={"method": str(method), "clean_texts": clean.n, "seed": result.seed},
         eval_results=[
             EvalResult(
                 task_type="text-classification",
                 dataset_type="held-out clean texts",
                 dataset_name="held-out clean texts" if "holdout" in result.data else "test texts",
                 metric_type=kind,
-                metric_name=name,
+                metric_name=metric,
                 metric_value=round(m.value, 4),
             )
-            for kind, name, m in scores
-            if m is not None
-        ],
+            for kind, metric, m in scores
+            if m is not None and unseen
+        ]
+        or None,
     )
-    clean = result.data["clean"]
     lines = [
         "---",
         data.to_yaml(),
         "---",
         "",
-        f"# {_escape(Path(result.model).name)}, repaired",
+        f"# {_escape(name)}, repaired",
         "",
-        f"This is the classifier `{_code(Path(result.model).name)}` after a backdoor repair with "
+        f"This is the classifier `{_code(name)}` after a backdoor repair with "
         f"[excise](https://pypi.org/project/excise) {result.environment.excise}, method `{_code(str(method))}`, "
         f"from {clean.n} clean labelled texts, seed {result.seed}.",
         "",
         "| model | CACC | ASR |",
         "|---|---|---|",
-        *(f"| {_escape(row.name)} | {percent(row.cacc)} | {percent(row.asr)} |" for row in result.rows),
+        *(f"| {_escape(row.name)}{' (ASR floor)' * (row.name == 'clean')} | {percent(row.cacc)} | {percent(row.asr)} |" for row in result.rows),
         "",
-        "CACC is accuracy on clean texts that the repair did not see; ASR is the share of triggered texts of other labels that are predicted as the "
-        "target, measured only where the trigger is known. Intervals are 95 % Wilson.",
+        f"CACC is accuracy on clean texts {'that the repair did not see' if unseen else 'that the repair itself used'}; "
+        "ASR is the share of triggered texts of other labels that are predicted as the target, measured only where the trigger is known. "
+        "Intervals are 95 % Wilson.",
         "",
+        *(f"{_escape(note)}\n" for note in result.notes),
         "**What this does not show.** A repair lowers the effect of a backdoor; it does not prove that none is left, and without the trigger its "
         "success cannot be measured on this model.",
         "",
@@ -64,6 +69,10 @@ def model_card(result: Result) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _is_hub_id(model: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", model)) and not Path(model).exists()
 
 
 def _escape(text: str) -> str:
