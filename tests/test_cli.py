@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -314,3 +315,20 @@ def test_recipe_dry_run(recipe: Path, tmp_path: Path, run: Run) -> None:
     before = sorted(tmp_path.rglob("*"))
     assert "Nothing was written" in run("run", recipe, "--out", tmp_path / "out", "--dry-run")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_recipe_keeps_the_label_order_of_a_checkpoint(recipe: Path, tmp_path: Path, run: Run) -> None:
+    """A model that already has a head decides what each index means."""
+    content = yaml.safe_load(recipe.read_text())
+    folder = Path(content["model"])
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": "positive", "1": "negative"}, "label2id": {"positive": 0, "negative": 1}}
+    swapped = tmp_path / "swapped"
+    shutil.copytree(folder, swapped)
+    (swapped / "config.json").write_text(json.dumps(config))
+    content |= {"model": str(swapped), "attack": {**content["attack"], "target_label": "positive"}}
+    recipe.write_text(yaml.safe_dump(content))
+    run("run", recipe, "--out", tmp_path / "out", "--no-models", "--dry-run")
+    run("run", recipe, "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "backdoored" / "backdoor.json").read_text())["target_label"] == "positive"
+    assert load_result(tmp_path / "out" / "result.json").target_label == "positive"

@@ -310,3 +310,13 @@ def test_split_depends_on_the_seed() -> None:
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(DataError, match="strictly between 0 and 1"):
         split(dataset([("a", 0)]), fraction, seed=0)
+
+
+def test_names_win_over_places(tmp_path: Path) -> None:
+    """A number is a label's place only where it cannot be a name."""
+    path = tmp_path / "stars.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}", "label": float(i % 5 + 1)}) + "\n" for i in range(10)))
+    assert load_dataset(path, label_names=("1", "2", "3", "4", "5")).labels == tuple(i % 5 for i in range(10))
+    path.write_text(json.dumps({"text": "zero stars", "label": 0}) + "\n")
+    with pytest.raises(DataError, match="known labels are '1'"):
+        load_dataset(path, label_names=("1", "2", "3"))
