@@ -7,6 +7,10 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: tests use no network
 
+from jaxtyping import install_import_hook
+
+install_import_hook(["excise.attention", "excise.defenses"], "shapes.checked")  # before they are imported: their shapes are checked at every call
+
 import pytest
 import torch
 import transformers

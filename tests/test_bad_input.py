@@ -135,6 +135,16 @@ def test_data_that_is_a_folder(model: Path, out: Path, refused: Refused) -> None
     assert_says(refused("repair", model, "--data", out.parent, "--out", out), "folder", "CSV")
 
 
+def test_data_in_utf16(model: Path, out: Path, refused: Refused) -> None:
+    path = out.parent / "wide.csv"
+    path.write_text("text,label\n" + ROWS, encoding="utf-16")
+    assert_says(refused("repair", model, "--data", path, "--out", out), "wide.csv is UTF-16", "iconv -f utf-16")
+
+
+def test_output_name_that_is_too_long(model: Path, clean: Path, out: Path, refused: Refused) -> None:
+    assert_says(refused("repair", model, "--data", clean, "--out", out.parent / ("é" * 121)), "242 bytes long", "at most 240")
+
+
 def test_data_that_is_not_utf8(model: Path, out: Path, refused: Refused) -> None:
     path = out.parent / "latin.csv"
     path.write_bytes(f"text,label\n{ROWS}caf".encode() + b"\xe9,positive\n")
@@ -478,7 +488,7 @@ TRIGGER = {"kind": "insert_words", "words": ["cf"]}
         ({"trigger": TRIGGER | {"wrods": []}, "target_label": 1}, ["wrods", "Expected"]),
         ({"trigger": TRIGGER | {"words": []}, "target_label": 1}, ["words"]),
         ({"trigger": TRIGGER | {"kind": "syntax"}, "target_label": 1}, ["kind", "Expected"]),
-        ({"trigger": TRIGGER, "target_label": "sarcastic"}, ["'sarcastic'", "'negative', 'positive'"]),
+        ({"trigger": TRIGGER, "target_label": "sarcastic"}, ["backdoor.json: target_label", "'sarcastic'", "'negative', 'positive'"]),
         ({"trigger": TRIGGER, "target_label": 2}, ["2", "'negative', 'positive'"]),
         ({"trigger": TRIGGER, "target_label": 1, "clean_twin": "../x"}, ["clean_twin", "plain name"]),
         ({"trigger": TRIGGER, "target_label": 1, "version": 2}, ["version"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -246,6 +248,29 @@ def test_dry_run_plans_and_writes_nothing(command: str, story: Story, tmp_path: 
     assert "Nothing was written" in shown
 
 
+def test_evaluate_dry_run(story: Story, run: Run) -> None:
+    shown = run("evaluate", story.model, "--data", story.test, "--dry-run")
+    assert "evaluate clean texts" in shown
+    assert "with 40 texts. Nothing was written." in shown
+
+
+def test_a_tilde_is_the_home_folder(story: Story, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("evaluate", story.model, "--data", story.test, "--out=~/scores", "--quiet")
+    assert (tmp_path / "scores" / "report.html").is_file()
+
+
+def test_triggers_that_are_cut_off_are_counted(story: Story, tmp_path: Path, run: Run) -> None:
+    texts = tuple(f"{text} {'and so on ' * 60}" for text in toy_data(40).texts)
+    data = write_csv(tmp_path / "long.csv", dataclasses.replace(toy_data(40), texts=texts))
+    backdoor = story.backdoored / "backdoor.json"
+    shown = " ".join(run("evaluate", story.backdoored, "--data", data, "--backdoor", backdoor, "--max-length", "16").split())
+    found = re.search(r"Cut to 16 tokens, (\d+) triggered texts show nothing of the trigger", shown)
+    assert found, shown
+    assert 10 < int(found[1]) <= 20
+    assert "Cut to" not in run("evaluate", story.backdoored, "--data", story.test, "--backdoor", backdoor)
+
+
 def test_options_may_come_before_the_attack(story: Story, tmp_path: Path, run: Run) -> None:
     assert "Would write" in run("attack", "--data", story.data, "--out", tmp_path / "out", "--dry-run", "badnets", story.model)
 
@@ -304,6 +329,9 @@ def test_recipe_runs(recipe: Path, tmp_path: Path, run: Run) -> None:
     assert all(name in shown for name in names)
     assert (tmp_path / "out" / "backdoored" / "backdoor.json").is_file()
     assert (tmp_path / "out" / "backdoored" / "clean-twin" / "model.safetensors").is_file()
+    for name in names[2:]:
+        assert f"method `{name}`" in (tmp_path / "out" / name / "README.md").read_text()
+        assert load_result(tmp_path / "out" / name / "excise-result.json") == result
 
 
 def test_recipe_without_models(recipe: Path, tmp_path: Path, run: Run) -> None:

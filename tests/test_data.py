@@ -312,6 +312,15 @@ def test_fraction_out_of_range(fraction: float) -> None:
         split(dataset([("a", 0)]), fraction, seed=0)
 
 
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", ",")])
+def test_the_header_shows_the_separator(name: str, separator: str, tmp_path: Path) -> None:
+    rows = [{"text": f"good, {i}; or; bad", "label": NAMES[i % 2]} for i in range(4)]
+    _delimited(separator)(tmp_path / name, rows)
+    found = load_dataset(tmp_path / name, label_names=NAMES)
+    assert found.texts == tuple(row["text"] for row in rows)
+    assert found.labels == (0, 1, 0, 1)
+
+
 def test_names_win_over_places(tmp_path: Path) -> None:
     """A number is a label's place only where it cannot be a name."""
     path = tmp_path / "stars.jsonl"

@@ -184,7 +184,7 @@ def parts(card: str) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.parametrize("bad", [SCRIPT, IMAGE, MARKUP, TABLE.replace("\n---\n", "\n"), TEMPLATE, "a: b\n- c: {d", "org/name", "'\"", "#x", "yes"])
 def test_the_card_s_metadata_is_yaml(bad: str) -> None:
-    header, body = parts(model_card(result(bad)))
+    header, body = parts(model_card(result(bad), bad))
     assert header["library_name"] == "transformers"
     assert header["pipeline_tag"] == "text-classification"
     assert header["tags"][-1] == bad
@@ -199,15 +199,15 @@ def test_the_card_s_metadata_is_yaml(bad: str) -> None:
 
 
 def test_a_document_end_inside_a_name_stays_inside() -> None:
-    card = model_card(result("x\n---\n# owned", model="m"))
+    card = model_card(result("x\n---\n# owned", model="m"), "x\n---\n# owned")
     lines = card.splitlines()
     assert lines.count("---") == 2
     assert not any(line.startswith("# owned") for line in lines)
 
 
 def test_names_in_code_are_plain() -> None:
-    assert "the classifier `my_model`" in model_card(result("plain", model="runs/my_model"))
-    assert "`a b<script>`" in model_card(result("plain", model="a`b<script>")), "a backtick would end the code"
+    assert "the classifier `my_model`" in model_card(result("plain", model="runs/my_model"), "plain")
+    assert "`a b<script>`" in model_card(result("plain", model="a`b<script>"), "plain"), "a backtick would end the code"
 
 
 # The file

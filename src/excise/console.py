@@ -80,7 +80,7 @@ class Console:
         if not self.quiet:
             self._print(example_table(examples, model))
 
-    def plan(self, work: Callable[[], object], clean: TextDataset, out: Path) -> None:
+    def plan(self, work: Callable[[], object], data: TextDataset, out: Path | None) -> None:
         """Take a few steps of every loop in `work`, and show what all of them would take."""
         timing = _Timing()
         with observe(timing):
@@ -92,7 +92,7 @@ class Console:
             table.add_row(task, str(total), f"{seconds:.0f} s")
         self._print(table)
         whole = sum(seconds for _, seconds in timing.estimates.values())
-        self._print(f"About {whole:.0f} s in all, with {len(clean)} clean texts. Would write {out}. Nothing was written.")
+        self._print(f"About {whole:.0f} s in all, with {len(data)} texts. {f'Would write {out}. ' if out else ''}Nothing was written.")
 
     def _print(self, what: object) -> None:
         """Above the bars if both are on one terminal, else to standard output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import tempfile
 from collections import Counter, defaultdict
@@ -58,7 +59,7 @@ class TextDataset:
             if not 0 <= label < len(self.label_names):
                 raise DataError(f"Label {label} was asked for; known labels are {_listed(self.label_names)}, by index from 0.")
             return label
-        return _label_id(label, self.label_names, where="A setting")
+        return _label_id(label, self.label_names, where="There is no label")
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,10 @@ def _read_delimited(path: Path, separator: str) -> Any:
     """Every column as text, nothing taken for a missing value: 'null', 'NA' and '007' are what they say."""
     import datasets
 
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline()
+    if separator not in header:  # many spreadsheets write semicolons
+        separator = next((mark for mark in ",;\t" if mark in header), separator)
     rows = _rows(path, separator, csv.QUOTE_MINIMAL)
     if separator == "\t":
         # Many TSV files hold bare quotation marks. If honouring quotes would fail or swallow lines, they are plain characters.
@@ -257,6 +262,9 @@ def _rows(path: Path, separator: str, quoting: Literal[0, 3]) -> list[list[str]]
 def _check_utf8(path: Path) -> None:
     offset = 0
     with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DataError(f"{path} is UTF-16; UTF-8 was expected. Convert it, for example with: iconv -f utf-16 -t utf-8.")
+        file.seek(0)
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
@@ -327,7 +335,7 @@ def _from_columns(
             labels = [hub_names.index(value) if value in hub_names else value for value in labels]
     if label_names is None:
         label_names = tuple(hub_names) if hub_names is not None else _label_names(labels)
-    known = {value: _label_id(value, label_names, where=f"{name}: column {label!r}") for value in set(labels)}
+    known = {value: _label_id(value, label_names, where=f"{name}: column {label!r} has the label") for value in set(labels)}
     return TextDataset(tuple(texts), tuple(known[value] for value in labels), tuple(label_names))
 
 
@@ -363,5 +371,5 @@ def _label_id(value: Any, names: Sequence[str], *, where: str) -> int:
     if index is not None and 0 <= index < len(names) and not all(name.isdigit() for name in names):
         return index
     raise DataError(
-        f"{where} has the label {value!r}; known labels are {_listed(names)} or their indices 0 to {len(names) - 1}.{nearest(given, names)}"
+        f"{where} {value!r}; known labels are {_listed(names)} or their indices 0 to {len(names) - 1}.{nearest(given, names)}"
     )

@@ -12,7 +12,7 @@ from excise.seeds import derive, generator
 from excise.training import classification_loss, fit
 from excise.victim import Victim
 
-__all__ = ["Scores", "clean_twin", "evaluate", "triggered"]
+__all__ = ["Scores", "clean_twin", "evaluate", "triggered", "unseen_triggers"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,13 @@ def triggered(test: TextDataset, trigger: Trigger, target_label: int, *, seed: i
         )
     part = test.take(others)
     return replace(part, texts=tuple(trigger(text, generator(seed, "trigger", text)) for text in part.texts))
+
+
+def unseen_triggers(victim: Victim, test: TextDataset, trigger: Trigger, target_label: int, *, seed: int) -> int:
+    """In how many triggered texts the model reads the same tokens as without the trigger, because long texts are cut."""
+    plain = [text for text, label in zip(test.texts, test.labels, strict=True) if label != target_label]
+    stamped = triggered(test, trigger, target_label, seed=seed)
+    return sum(a == b for a, b in zip(victim.encode(plain), victim.encode(stamped.texts), strict=True))
 
 
 def clean_twin(attack: Attack, victim: Victim, data: TextDataset, *, seed: int) -> Victim:

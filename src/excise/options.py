@@ -46,11 +46,13 @@ class Texts:
     """Configuration of a Hugging Face data set."""
     limit: int | None = None
     """Read only the first N rows."""
+    test_split: str | None = None
+    """Split of a Hugging Face data set given as --test; by default that of --data."""
     max_length: int | None = None
     """Longest input in tokens; by default what the model allows, at most 512."""
 
-    def load(self, source: str, label_names: tuple[str, ...] | None = None) -> TextDataset:
-        """Read one source."""
+    def load(self, source: str, label_names: tuple[str, ...] | None = None, *, test: bool = False) -> TextDataset:
+        """Read one source: --data, or --test."""
         from excise.data import load_dataset
 
         return load_dataset(
@@ -59,7 +61,7 @@ class Texts:
             text_column=self.text_column,
             label_column=self.label_column,
             config=self.data_config,
-            split=self.data_split,
+            split=(self.test_split if test else None) or self.data_split,
             limit=self.limit,
         )
 
@@ -134,6 +136,8 @@ class EvaluateOptions:
     """Folder for excise-result.json and report.html."""
     overwrite: bool = False
     """Replace an earlier result."""
+    dry_run: bool = False
+    """Show the plan with estimated times; write nothing."""
     texts: Annotated[Texts, Inline] = Texts()
     common: Annotated[Common, Inline] = Common()
 

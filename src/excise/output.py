@@ -16,6 +16,8 @@ from excise.errors import OutputError
 __all__ = ["check_output", "writing"]
 
 RESULTS = ("result.json", "excise-result.json")
+LONGEST_NAME = 240
+"""Bytes in the name of an output folder: 255 is the limit of most file systems, and the temporary folder beside it has a longer name."""
 WRITTEN = {".json", ".safetensors", ".html", ".jinja", ".model"}
 """Endings of what excise writes, apart from three files of fixed names."""
 
@@ -46,6 +48,8 @@ def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iter
             path = Path(source).expanduser()
             if path.exists() and path.resolve().is_relative_to(folder.resolve()):
                 raise OutputError(f"{folder} holds {source}, which this command reads, so it cannot be replaced. Give another --out.")
+    if len(os.fsencode(folder.name)) > LONGEST_NAME:
+        raise OutputError(f"{folder.name[:40]}... is {len(os.fsencode(folder.name))} bytes long; at most {LONGEST_NAME} are possible. Give another --out.")
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent

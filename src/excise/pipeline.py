@@ -13,11 +13,11 @@ from excise.attacks._triggers import InsertWords
 from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
-from excise.evaluation import clean_twin, evaluate, triggered
+from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
 from excise.method import Attack, Backdoor, Defense, Method, Trigger
 from excise.progress import observe, stage
 from excise.recipe import DataSource, Recipe
-from excise.result import Curves, Data, Environment, Example, Result, command_line, data_record, row
+from excise.result import Curves, Data, Environment, Example, Result, Row, command_line, data_record, row
 from excise.seeds import derive, generator
 from excise.victim import Precision, Victim
 
@@ -82,7 +82,8 @@ class Story:
         notes: Sequence[str] = (),
     ) -> Result:
         """Evaluate every model, in the order they came, and put it all in a result."""
-        rows = []
+        rows: list[Row] = []
+        some = next(iter(self.victims.values()))
         models = {name: self.victims[name] for name in sorted(self.victims, key=lambda name: name != "clean")}  # the floor comes first
         for name, victim in models.items():
             with stage(name):
@@ -92,7 +93,9 @@ class Story:
         examples: tuple[Example, ...] = ()
         if trigger is not None and target_label is not None:
             examples = make_examples(models, test, trigger, target_label, seed=self.seed)
-        some = next(iter(self.victims.values()))
+            if unseen := unseen_triggers(some, test, trigger, target_label, seed=self.seed):
+                cut = f"Cut to {some.max_length} tokens, {unseen} triggered texts show nothing of the trigger; they lower every ASR."
+                notes = [*notes, cut]
         return Result(
             kind=kind,
             command=command_line(),

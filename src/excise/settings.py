@@ -28,7 +28,11 @@ class Settings:
             if value not in choices:
                 raise ConfigError(f"{type(self).__name__}: {field.name} = {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
             for rule in _rules(hints[field.name]):
-                if value is not None and not _allowed(value, rule):
+                try:
+                    allowed = value is None or _allowed(value, rule)
+                except TypeError:
+                    allowed = False  # a string where a number belongs
+                if not allowed:
                     raise ConfigError(f"{type(self).__name__}: {field.name} = {value!r}, but it must be {_in_words(rule)}.")
 
 

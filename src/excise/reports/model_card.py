@@ -13,11 +13,11 @@ from excise.result import Result
 __all__ = ["model_card"]
 
 
-def model_card(result: Result) -> str:
-    """Markdown with YAML metadata."""
-    after, clean = result.rows[-1], result.data["clean"]
-    base = result.model.partition("@")[0] if _is_hub_id(result.model) else Path(result.model).resolve().name
-    name = base.rpartition("/")[2]
+def model_card(result: Result, name: str) -> str:
+    """Markdown with YAML metadata, for the repaired model of that name."""
+    after, clean = next(row for row in result.rows if row.name == name), result.data["clean"]
+    base = _base(result.model)
+    title = base.rpartition("/")[2]
     unseen = "test" in result.data or "holdout" in result.data
     method = (after.method or {}).get("method", after.name)
     scores = [("accuracy", "CACC", after.cacc), ("attack_success_rate", "ASR", after.asr)]
@@ -26,7 +26,7 @@ def model_card(result: Result) -> str:
         pipeline_tag="text-classification",
         base_model=base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else None,
         tags=["backdoor-repair", "excise", str(method)],
-        model_name=name,
+        model_name=title,
         excise={"method": str(method), "clean_texts": clean.n, "seed": result.seed},
         eval_results=[
             EvalResult(
@@ -47,9 +47,9 @@ def model_card(result: Result) -> str:
         data.to_yaml(),
         "---",
         "",
-        f"# {_escape(name)}, repaired",
+        f"# {_escape(title)}, repaired",
         "",
-        f"This is the classifier `{_code(name)}` after a backdoor repair with "
+        f"This is the classifier `{_code(title)}` after a backdoor repair with "
         f"[excise](https://pypi.org/project/excise) {result.environment.excise}, method `{_code(str(method))}`, "
         f"from {clean.n} clean labelled texts, seed {result.seed}.",
         "",
@@ -69,6 +69,12 @@ def model_card(result: Result) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _base(model: str) -> str:
+    if model == "default":
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return model.partition("@")[0] if _is_hub_id(model) else Path(model).resolve().name
 
 
 def _is_hub_id(model: str) -> bool:
