@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from excise.errors import ExciseError, UsageError, nearest, printable
@@ -100,7 +101,7 @@ def _compute(name: str, arguments: list[str]) -> None:
     options_type = getattr(known, COMMANDS[name].options)
     method_type = _method_type(COMMANDS[name].kind, arguments)
     options, method = _parse(f"excise {name}", options_type, method_type, arguments)
-    paths = {f.name: value.expanduser() for f in dataclasses.fields(options) if isinstance(value := getattr(options, f.name), os.PathLike)}
+    paths = {f.name: value.expanduser() for f in dataclasses.fields(options) if isinstance(value := getattr(options, f.name), Path)}
     options = dataclasses.replace(options, **paths)
     _settle_libraries()
     from excise.console import Console

@@ -213,7 +213,7 @@ def demo(options: DemoOptions, console: Console) -> None:
     if not options.dry_run:
         console.say("excise demo: backdoor a small classifier of movie reviews, then repair it without knowing the trigger.")
         if options.quick:
-            console.say("--quick uses few texts, so expect a weak classifier and little repair.")
+            console.say("--quick uses so few texts that it shows the steps, not what a repair can do.")
     _run_recipe(recipe, options, console, keep_models=True)
 
 

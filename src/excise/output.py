@@ -49,7 +49,8 @@ def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iter
             if path.exists() and path.resolve().is_relative_to(folder.resolve()):
                 raise OutputError(f"{folder} holds {source}, which this command reads, so it cannot be replaced. Give another --out.")
     if len(os.fsencode(folder.name)) > LONGEST_NAME:
-        raise OutputError(f"{folder.name[:40]}... is {len(os.fsencode(folder.name))} bytes long; at most {LONGEST_NAME} are possible. Give another --out.")
+        length = len(os.fsencode(folder.name))
+        raise OutputError(f"{folder.name[:40]}... is {length} bytes long; at most {LONGEST_NAME} are possible. Give another --out.")
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
