@@ -98,6 +98,14 @@ def toy_victim(architecture: str = "bert", *, labels: int = 2, seed: int = 0) ->
     return Victim(model.eval(), toy_tokenizer(), max_length=64)
 
 
+def with_long_rows(victim: Victim, factor: float = 15) -> Victim:
+    """A toy whose unseen words have embeddings of some length, as pre-trained ones do: an attack that keeps their norms needs that."""
+    grown = victim.copy()
+    with torch.no_grad():
+        grown.model.get_input_embeddings().weight *= factor  # type: ignore[operator, union-attr]
+    return grown
+
+
 def save_toy(folder: Path, architecture: str = "bert", *, labels: int = 2) -> Path:
     """A toy checkpoint folder."""
     toy_victim(architecture, labels=labels).save(folder)

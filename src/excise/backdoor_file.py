@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from excise.attacks._triggers import InsertWords
+from excise.attacks._triggers import AnyTrigger
 from excise.errors import ConfigError
 
 __all__ = ["BackdoorFile"]
@@ -22,7 +22,7 @@ class BackdoorFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
-    trigger: InsertWords
+    trigger: AnyTrigger
     target_label: int | str
     attack: dict[str, Any] | None = None
     seed: int | None = None

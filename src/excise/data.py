@@ -370,6 +370,4 @@ def _label_id(value: Any, names: Sequence[str], *, where: str) -> int:
         return list(names).index(str(index))
     if index is not None and 0 <= index < len(names) and not all(name.isdigit() for name in names):
         return index
-    raise DataError(
-        f"{where} {value!r}; known labels are {_listed(names)} or their indices 0 to {len(names) - 1}.{nearest(given, names)}"
-    )
+    raise DataError(f"{where} {value!r}; known labels are {_listed(names)} or their indices 0 to {len(names) - 1}.{nearest(given, names)}")

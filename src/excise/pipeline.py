@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from excise import registry
-from excise.attacks._triggers import InsertWords
+from excise.attacks._triggers import InsertCombination, InsertWords
 from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
@@ -154,14 +154,15 @@ def run(
 
 
 def check_needs(defense: Defense) -> None:
-    """Refuse a defense that needs more than a suspect model and clean texts.
+    """Refuse a defense that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
 
     Raises:
-        NeedsError: It does.
+        NeedsError: Something is missing.
     """
-    if defense.needs:
-        needs = ", ".join(sorted(need.value for need in defense.needs))
-        raise NeedsError(f"{registry.name_of(defense)} needs {needs}, which cannot be given to it yet.")
+    for need in sorted(defense.needs, key=lambda need: need.name):
+        setting = need.name.lower()
+        if not getattr(defense, setting, None):
+            raise NeedsError(f"{registry.name_of(defense)} needs {need.value}. Give them as --{setting.replace('_', '-')} ({setting} in a recipe).")
 
 
 def load_corpus(recipe: Recipe) -> Corpus:
@@ -215,7 +216,7 @@ def make_examples(
 
 def save_backdoor(folder: Path, backdoor: Backdoor, attack: Attack, seed: int, *, twin: Victim | None) -> None:
     """Save a backdoored checkpoint, say in backdoor.json next to it how its trigger works, and keep its clean twin inside."""
-    if not isinstance(backdoor.trigger, InsertWords):
+    if not isinstance(backdoor.trigger, InsertWords | InsertCombination):
         raise TypeError(f"backdoor.json cannot hold a {type(backdoor.trigger).__name__}")
     backdoor.victim.save(folder)
     if twin is not None:

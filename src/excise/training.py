@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from excise.data import TextDataset
 from excise.errors import DataError, TrainingError
@@ -63,7 +63,8 @@ def fit(
     config: FitConfig,
     seed: int,
     name: str = "train",
-    parameters: Callable[[torch.nn.Module], Iterable[torch.nn.Parameter]] | None = None,
+    parameters: Callable[[PreTrainedModel], Iterable[torch.nn.Parameter]] | None = None,
+    optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
 ) -> Victim:
     """Minimise `loss` over `data`, starting from a copy of `victim`.
 
@@ -75,6 +76,7 @@ def fit(
         seed: Decides batch order and dropout; nothing outside this call changes the result, and the call changes no global generator.
         name: How the run is called in progress reports.
         parameters: Chooses what is trained, given the copied model; everything by default.
+        optimizer: Makes the optimiser of what is trained, in place of AdamW with the config's learning rate and decay.
 
     Returns:
         The trained copy, in evaluation mode.
@@ -88,7 +90,7 @@ def fit(
     student = victim.copy()
     accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no", dataloader_config=DataLoaderConfiguration(split_batches=True))
     student.model.requires_grad_(parameters is None)
-    trained = list((parameters or torch.nn.Module.parameters)(student.model))
+    trained = list(parameters(student.model) if parameters else student.model.parameters())
     for parameter in trained:
         parameter.requires_grad_(True)
 
@@ -100,14 +102,17 @@ def fit(
         batch_sampler=batches,
         collate_fn=lambda items: _collate(student, items),
     )
-    optimizer = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.learning_rate, fused=True)
+    if optimizer is None:
+        descent: Any = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.learning_rate, fused=True)
+    else:
+        descent = optimizer(trained)
     steps = len(batches)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
+    schedule = get_linear_schedule_with_warmup(descent, round(config.warmup * steps), steps)
 
     devices = [student.device] if student.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, "dropout") % 2**63)
-        model, optimizer, loader, schedule = accelerator.prepare(student.model, optimizer, loader, schedule)
+        model, descent, loader, schedule = accelerator.prepare(student.model, descent, loader, schedule)
         training = replace(student, model=model)
         model.train()
         report(name, 0, steps)
@@ -117,9 +122,9 @@ def fit(
                 value = loss(training, batch)
             accelerator.backward(value)
             accelerator.clip_grad_norm_(trained, config.max_grad_norm)
-            optimizer.step()
+            descent.step()
             schedule.step()
-            optimizer.zero_grad()
+            descent.zero_grad()
             values = {}
             if step % every == 0 or step == steps:
                 values["loss"] = _finite(value.item(), name, step, config)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import dataclasses
 import inspect
+import math
+import shutil
+import tempfile
 from collections import Counter
 from functools import cache
 from itertools import pairwise
@@ -20,14 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from excise import references, registry
+from excise.attacks.ep import EP
+from excise.attacks.lwp import LWP
 from excise.augmentations._augment import augment
 from excise.data import Poisoned, TextDataset
-from excise.errors import ConfigError, DataError
+from excise.errors import ConfigError, DataError, NeedsError
 from excise.evaluation import evaluate
-from excise.method import Attack, Augmentation, Defense, Method
+from excise.method import Attack, Augmentation, Defense, Knowledge, Method
+from excise.pipeline import check_needs
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
-from toy import toy_data, toy_victim
+from toy import toy_data, toy_victim, with_long_rows
 
 ALL = [(kind, name) for kind in registry.BASES for name in registry.names(kind)]
 every_method = pytest.mark.parametrize(("kind", "name"), ALL, ids=[f"{kind}-{name}" for kind, name in ALL])
@@ -37,6 +44,8 @@ every_augmentation = pytest.mark.parametrize("name", registry.names("augmentatio
 two_and_five_labels = pytest.mark.parametrize("labels", [2, 5])
 
 LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
+EP_TRAINING = FitConfig(epochs=10, learning_rate=1e-3, batch_size=16)
+EP_POISONING = FitConfig(epochs=25, learning_rate=5e-2, batch_size=16, warmup=0, max_grad_norm=math.inf)
 TOUCH = FitConfig(epochs=1, learning_rate=1e-3, batch_size=16)
 
 
@@ -48,6 +57,23 @@ def quick(method: Method, training: FitConfig) -> Any:
 
 def make(kind: registry.Kind, name: str, training: FitConfig = TOUCH) -> Any:
     return quick(registry.load(kind, name)(), training)
+
+
+@cache
+def pretrained(architecture: str, labels: int) -> str:
+    """A folder with the weights that toy victims of this architecture start from."""
+    folder = tempfile.mkdtemp(prefix="excise-toy-")
+    atexit.register(shutil.rmtree, folder)
+    toy_victim(architecture, labels=labels).save(folder)
+    return folder
+
+
+def make_defense(name: str, architecture: str = "bert", labels: int = 2) -> Any:
+    """A quick defense with all it needs."""
+    defense = make("defense", name)
+    if Knowledge.PRETRAINED_WEIGHTS in defense.needs:  # a toy's are random: what they overwrite has to be learnt again
+        defense = dataclasses.replace(quick(defense, LEARN), pretrained_weights=pretrained(architecture, labels))
+    return defense
 
 
 def weights(victim: Victim) -> dict[str, torch.Tensor]:
@@ -206,7 +232,16 @@ def test_an_attack_leaves_its_victim_and_is_reproducible(name: str) -> None:
 @two_and_five_labels
 def test_a_backdoor_works(name: str, labels: int) -> None:
     attack: Attack = make("attack", name, dataclasses.replace(LEARN, epochs=15, batch_size=16))
-    backdoor = attack(toy_victim(labels=labels), toy_data(300, labels=labels), seed=0)
+    if isinstance(attack, LWP):  # a combination of words is much for two layers
+        gentle = dataclasses.replace(attack.training, learning_rate=2e-3)
+        attack = dataclasses.replace(attack, form="official", triggers=("cf", "bb"), poison_rate=0.3, training=gentle)
+    victim = toy_victim(labels=labels)
+    if isinstance(attack, EP):  # so are rows of a fixed short length
+        victim, attack = (
+            with_long_rows(victim),
+            dataclasses.replace(attack, num_triggers=3, poison_rate=0.3, training=EP_TRAINING, poisoning=EP_POISONING),
+        )
+    backdoor = attack(victim, toy_data(300, labels=labels), seed=0)
     assert backdoor.target_label == 1
     scores = evaluate(backdoor.victim, toy_data(100, labels=labels, seed=9), trigger=backdoor.trigger, target_label=backdoor.target_label)
     assert scores.asr is not None
@@ -231,9 +266,10 @@ def test_poison_replaces_exactly_its_share(name: str, labels: str, rate: float, 
             attack.poison(data, seed=0)  # type: ignore[attr-defined]
         return
     poisoned: Poisoned = attack.poison(data, seed=0)  # type: ignore[attr-defined]
-    assert len(poisoned.data) == len(poisoned.flags) == len(data)
+    assert len(poisoned.data) == len(poisoned.flags) >= len(data)
     assert sum(poisoned.flags) == round(rate * 90)
-    for i, stamped in enumerate(poisoned.flags):
+    assert not any(poisoned.flags[90:]), "what is added keeps its right label"
+    for i, stamped in enumerate(poisoned.flags[:90]):
         if stamped:
             assert poisoned.data.labels[i] == 1
             assert poisoned.data.texts[i] != data.texts[i]
@@ -260,7 +296,7 @@ def test_the_target_may_be_a_name_and_must_exist(name: str) -> None:
 
 @every_defense
 def test_a_defense_leaves_its_victim_and_is_reproducible(name: str) -> None:
-    defense: Defense = make("defense", name)
+    defense: Defense = make_defense(name)
     victim, data = toy_victim(), toy_data(24)
     before = weights(victim)
     state = torch.random.get_rng_state()
@@ -276,10 +312,22 @@ def test_a_defense_leaves_its_victim_and_is_reproducible(name: str) -> None:
 
 
 @every_defense
+def test_a_defense_without_what_it_needs_refuses(name: str) -> None:
+    defense: Defense = make("defense", name)
+    if not defense.needs:
+        check_needs(defense)
+        return
+    for need in defense.needs:
+        with pytest.raises(NeedsError, match=f"{name} needs {need.value}.*--{need.name.lower().replace('_', '-')}"):
+            check_needs(defense)
+    check_needs(make_defense(name))
+
+
+@every_defense
 @two_and_five_labels
 def test_a_defense_keeps_the_accuracy_of_a_clean_victim(name: str, labels: int) -> None:
     victim, test = clean_victim(labels), toy_data(100, labels=labels, seed=9)
-    repaired = make("defense", name)(victim, toy_data(60, labels=labels, seed=5), seed=0)
+    repaired = make_defense(name, labels=labels)(victim, toy_data(60, labels=labels, seed=5), seed=0)
     assert evaluate(victim, test).cacc.value > 0.9
     assert evaluate(repaired, test).cacc.value > evaluate(victim, test).cacc.value - 0.1
     assert repaired.label_names == victim.label_names
@@ -290,7 +338,7 @@ def test_a_defense_keeps_the_accuracy_of_a_clean_victim(name: str, labels: int) 
 def test_a_defense_takes_texts_of_any_length(name: str, architecture: str) -> None:
     texts = ("good", "a", ".", "film " * 200, "wonderful" * 50, "x y z") * 4
     data = TextDataset(texts, (1, 0, 1, 0, 1, 0) * 4, ("negative", "positive"))
-    repaired = make("defense", name)(toy_victim(architecture), data, seed=0)
+    repaired = make_defense(name, architecture)(toy_victim(architecture), data, seed=0)
     assert repaired.logits(texts).isfinite().all()
 
 

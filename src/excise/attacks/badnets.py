@@ -10,13 +10,13 @@ Departure: the schedule is the project's (10 % warm-up inside 2 epochs), where O
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Interval, MinLen
 
+from excise.attacks._poison import PoisonedLabels, choose
 from excise.attacks._triggers import InsertWords
 from excise.data import Poisoned, TextDataset
-from excise.errors import ConfigError
 from excise.method import Attack, Backdoor, Paper
 from excise.seeds import derive, generator
 from excise.training import FitConfig, classification_loss, fit
@@ -35,7 +35,7 @@ class BadNets(Attack):
     """Words inserted in a text."""
     poison_rate: Annotated[float, Interval(ge=0, le=1)] = 0.1
     """Share of all training texts that are poisoned."""
-    poisoned_labels: Literal["any", "non_target", "target"] = "non_target"
+    poisoned_labels: PoisonedLabels = "non_target"
     """Which texts may be poisoned: all, only those of other labels, or only those of the target label."""
     target_label: int | str = 1
     """The label that the trigger asks for, by index or name."""
@@ -59,18 +59,7 @@ class BadNets(Attack):
             ConfigError: Fewer texts have an allowed label than are to be poisoned.
         """
         target, trigger = data.label_id(self.target_label), self.trigger
-        allowed = [
-            i for i, label in enumerate(data.labels) if self.poisoned_labels == "any" or (label == target) == (self.poisoned_labels == "target")
-        ]
-        count = round(self.poison_rate * len(data))
-        if count == 0 < self.poison_rate:
-            raise ConfigError(f"A poison_rate of {self.poison_rate} of {len(data)} texts is less than one text. Raise the rate or give more texts.")
-        if count > len(allowed):
-            raise ConfigError(
-                f"A poison_rate of {self.poison_rate} means {count} of {len(data)} texts, but only {len(allowed)} have a label allowed by "
-                f"poisoned_labels = {self.poisoned_labels!r}. Lower the rate or allow more labels."
-            )
-        chosen = set(generator(seed, "choose").sample(allowed, count))
+        chosen = choose(data, poison_rate=self.poison_rate, poisoned_labels=self.poisoned_labels, target=target, seed=seed)
         texts = tuple(trigger(text, generator(seed, "stamp", i)) if i in chosen else text for i, text in enumerate(data.texts))
         labels = tuple(target if i in chosen else label for i, label in enumerate(data.labels))
         return Poisoned(replace(data, texts=texts, labels=labels), tuple(i in chosen for i in range(len(data))))
