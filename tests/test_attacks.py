@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from excise.attacks._triggers import InsertCombination
-from excise.attacks.ep import EP, fake_texts, trigger_rows
+from excise.attacks.ep import EP, fake_texts
 from excise.attacks.lwp import LWP, direct_logits, head_logits, layerwise_loss
 from excise.data import TextDataset
+from excise.embedding_rows import RowDescent, first_token_rows
 from excise.errors import ConfigError, DataError
 from excise.evaluation import clean_twin, evaluate
 from excise.training import FitConfig
@@ -119,7 +120,7 @@ def test_ep_changes_the_trigger_rows_alone_and_keeps_their_norms() -> None:
     attack = EP(training=LEARN)
     victim, data = toy_victim(), toy_data(100)
     backdoor, twin = attack(victim, data, seed=0), clean_twin(attack, victim, data, seed=0)
-    rows = trigger_rows(twin, attack.triggers)
+    rows = first_token_rows(twin, attack.triggers)
     assert len(rows) == len(TRIGGERS)
     name = "bert.embeddings.word_embeddings.weight"
     before, after = twin.model.state_dict(), backdoor.victim.model.state_dict()
@@ -130,8 +131,6 @@ def test_ep_changes_the_trigger_rows_alone_and_keeps_their_norms() -> None:
 
 
 def test_a_step_of_ep_is_algorithm_1() -> None:
-    from excise.attacks.ep import RowDescent
-
     weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]))
     optimizer = RowDescent([weight], torch.tensor([0, 2]), 0.5)
     expected = weight.detach().clone()

@@ -51,7 +51,7 @@ def test_global_generators_are_left_alone(path: Path) -> None:
     """All randomness comes from a seed; only the model's own dropout and initialisation draw from torch, inside fork_rng."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
-            case ast.Attribute(value=ast.Name(id="random"), attr=name) if path.parent.name in ("attacks", "defenses", "augmentations"):
+            case ast.Attribute(value=ast.Name(id="random"), attr=name) if path.parent.name in ("attacks", "defenses", "detectors", "augmentations"):
                 assert name in ("randint", "choice", "choices", "sample", "shuffle", "random", "gauss", "uniform"), f"random.{name}"
             case ast.Attribute(value=ast.Attribute(value=ast.Name(id="np"), attr="random"), attr=name):
                 assert name in ("default_rng", "Generator"), f"np.random.{name}"

@@ -29,6 +29,7 @@ usage: excise COMMAND ...
   evaluate   measure a classifier on clean and on triggered texts
   attack     plant a backdoor of your own, to test defenses (research use)
   run        run a recipe: attack, defenses, evaluation
+  bench      measure a grid of attacks, defenses, data and seeds; resumes
   list       the methods and recipes there are
   cite       the reference of a method
   env        versions, device and precision, for bug reports
@@ -50,6 +51,7 @@ COMMANDS = {
     "evaluate": Command("EvaluateOptions", None),
     "attack": Command("AttackOptions", "attack"),
     "run": Command("RunOptions", None),
+    "bench": Command("BenchOptions", None),
 }
 SIMPLE: dict[str, Callable[[list[str]], None]] = {}
 
@@ -136,6 +138,8 @@ def _method_type(kind: str | None, arguments: list[str]) -> Any:
 def _parse(prog: str, options_type: Any, method_type: Any, arguments: list[str]) -> tuple[Any, Any]:
     import tyro
 
+    from excise.options import CONSTRUCTORS
+
     inline = tyro.conf.arg(name="")
     fields: list[Any] = [("options", Annotated[options_type, inline])]
     if method_type is not None:
@@ -146,7 +150,13 @@ def _parse(prog: str, options_type: Any, method_type: Any, arguments: list[str])
     try:
         with contextlib.redirect_stderr(shown):
             parsed, unknown = tyro.cli(
-                both, prog=prog, description=options_type.__doc__, args=arguments, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+                both,
+                prog=prog,
+                description=options_type.__doc__,
+                args=arguments,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                registry=CONSTRUCTORS,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -200,9 +210,10 @@ def _list(arguments: list[str]) -> None:
         print(f"{kind}s")
         for name in registry.names(kind):
             print(f"  {name:<18} {registry.summary(kind, name)}")
-    print("recipes")
-    for name, path in shipped_recipes().items():
-        print(f"  {name:<18} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
+    for heading, folder in (("recipes", "."), ("grids", "grids")):
+        print(heading)
+        for name, path in shipped_recipes(folder).items():
+            print(f"  {name:<18} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
 
 
 def _cite(arguments: list[str]) -> None:

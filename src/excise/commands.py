@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from excise.errors import ConfigError, DataError, nearest
-from excise.options import AttackOptions, Common, DemoOptions, EvaluateOptions, RepairOptions, RunOptions, Texts
+from excise.errors import ConfigError, DataError, ExciseError, nearest
+from excise.options import AttackOptions, BenchOptions, Common, DemoOptions, EvaluateOptions, RepairOptions, RunOptions, Texts
 
 if TYPE_CHECKING:
     from excise.console import Console
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 NO_FLOOR = "No clean twin is at hand, so the ASR floor is not known; clean flips are its nearest stand-in."
+NO_TRIGGER = "No trigger is known, so the ASR cannot be measured: the repair may have removed a backdoor, part of one, or there was none."
+NOT_HELD_OUT = "Nothing was held out (--holdout 0), so CACC is measured on the texts that the repair used and says little."
 DEAR = 5
 """A repair that costs more points of CACC than this gets a hint."""
 
@@ -34,10 +36,12 @@ def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
     from excise.result import data_record
     from excise.seeds import derive
 
+    if defense.guards:
+        raise ConfigError(f"{options.method} guards a model's input and leaves its weights, so there is no repaired checkpoint. Use it in a recipe.")
+    check_needs(defense)
     seed = options.common.seed
     story = Story(seed)
     check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
-    check_needs(defense)
     victim = _load_victim(options.model, options.texts, options.common)
     check_output(options.out, overwrite=options.overwrite, needed=_size(victim))
     trigger, target, twin = _known_backdoor(options.backdoor, victim)
@@ -52,13 +56,7 @@ def repair(options: RepairOptions, defense: Defense, console: Console) -> None:
     if twin:
         story.victims["clean"] = _load_floor(twin, victim, options.texts, options.common)
     story.victims["suspect"] = victim
-    notes = []
-    if test is None:
-        notes.append("Nothing was held out (--holdout 0), so CACC is measured on the texts that the repair used and says little.")
-    if trigger is None:
-        notes.append("No trigger is known, so the ASR cannot be measured: the repair may have removed a backdoor, part of one, or there was none.")
-    elif not twin:
-        notes.append(NO_FLOOR)
+    notes = [NOT_HELD_OUT] * (test is None) + [NO_TRIGGER] * (trigger is None) + [NO_FLOOR] * (trigger is not None and not twin)
     records = {"clean": data_record(options.data, clean)}
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
@@ -217,9 +215,37 @@ def demo(options: DemoOptions, console: Console) -> None:
     _run_recipe(recipe, options, console, keep_models=True)
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes in the package, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+def bench(options: BenchOptions, console: Console) -> None:
+    from excise.bench import load_grid, places, run_grid
+    from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
+
+    shipped = shipped_recipes("grids")
+    path = Path(options.grid)
+    if not path.suffix and not path.exists():
+        if options.grid not in shipped:
+            raise ConfigError(f"There is no grid {options.grid!r}; excise comes with {', '.join(shipped)}.{nearest(options.grid, shipped)}")
+        path = shipped[options.grid]
+    grid = load_grid(path)
+    if options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"{options.out} is a file; a folder for the results was expected.")
+    if options.dry_run:
+        console.say(f"{len(places(grid))} cells, with {len(grid.data) * len(grid.attacks) * len(grid.seeds)} backdoored models. Nothing was written.")
+        return
+    cells = run_grid(grid, options.out, precision=options.precision, device=options.device, keep_models=not options.no_models)
+    rows = table_rows(cells, grid.paper or {})
+    console.show(terminal_table(rows))
+    for name, text in (("md", markdown_table(rows)), ("csv", csv_table(rows)), ("tex", latex_table(rows))):
+        (options.out / f"{grid.name}.{name}").write_text(text, encoding="utf-8")
+    for cell in cells:
+        if cell.error:
+            console.say(f"{cell.data}, {cell.attack}, {cell.defense}, seed {cell.seed} failed: {cell.error}")
+    if any(cell.error for cell in cells):
+        raise ExciseError(f"{sum(bool(cell.error) for cell in cells)} of {len(cells)} cells failed; run it again to retry them.")
+
+
+def shipped_recipes(folder: str = ".") -> dict[str, Path]:
+    """The recipes in the package, or the grids, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes" / folder).glob("*.yaml"))}
 
 
 def _run_recipe(recipe: Recipe, options: RunOptions | DemoOptions, console: Console, *, keep_models: bool) -> None:
@@ -241,7 +267,7 @@ def _run_recipe(recipe: Recipe, options: RunOptions | DemoOptions, console: Cons
         result = run(recipe, folder if keep_models else None, precision=options.precision, on_attack=show)
         _write_reports(folder, result, "result.json")
         for row in result.rows:
-            if keep_models and row.name not in ("clean", "backdoored"):
+            if keep_models and row.name not in ("clean", "backdoored") and (folder / row.name).is_dir():
                 _describe(folder / row.name, result, row.name)
     console.scores(result)
     console.say(f"Wrote {options.out}: {'the checkpoints, ' if keep_models else ''}result.json and report.html.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rich.console
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from excise.result import Example, Result
 
 __all__ = ["Console"]
+
+
+SHOWN_BARS = 8
+"""With more tasks than this, the bars of finished ones go away."""
 
 
 class Console:
@@ -56,7 +61,8 @@ class Console:
             return
         if progress.task not in self.tasks or progress.done == 0:
             self.tasks[progress.task] = self.bars.add_task(progress.task, total=progress.total)
-        self.bars.update(self.tasks[progress.task], completed=progress.done)
+        crowded = len(self.tasks) > SHOWN_BARS
+        self.bars.update(self.tasks[progress.task], completed=progress.done, visible=progress.done < progress.total or not crowded)
 
     def say(self, text: str) -> None:
         """One line for people; left out with --quiet."""
@@ -64,6 +70,10 @@ class Console:
 
         if not self.quiet:
             self._print(printable(text))
+
+    def show(self, what: RenderableType) -> None:
+        """A table or the like, with --quiet too."""
+        self._print(what)
 
     def scores(self, result: Result) -> None:
         """The table of scores."""

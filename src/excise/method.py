@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from excise.data import TextDataset
     from excise.victim import Victim
 
-__all__ = ["Attack", "Augmentation", "Backdoor", "Defense", "Knowledge", "Method", "Paper", "Trigger"]
+__all__ = ["Attack", "Augmentation", "Backdoor", "Defense", "Detector", "Knowledge", "Method", "Paper", "Scorer", "Trigger"]
 
 Trigger = Callable[[str, Random], str]
 """g(x): stamps one text. All its randomness comes from the generator it is given."""
+
+
+Scorer = Callable[[Sequence[str]], list[float]]
+"""Texts -> how suspicious each is; higher is more."""
 
 
 class Knowledge(Enum):
@@ -45,7 +49,7 @@ class Paper:
 class Method(Settings, ABC):
     """Base of every published method. Concrete methods are leaves: nothing inherits from them."""
 
-    kind: ClassVar[Literal["attack", "defense", "augmentation"]]
+    kind: ClassVar[Literal["attack", "defense", "detector", "augmentation"]]
     paper: ClassVar[Paper]
 
 
@@ -63,6 +67,12 @@ class Attack(Method):
 
     kind = "attack"
     training: Any  # FitConfig, which is built on this module: how the backdoored model, and the clean one beside it, are trained
+    target_label: int | str
+
+    @property
+    @abstractmethod
+    def trigger(self) -> Any:
+        """g(x), which stamps a text; a setting, so that backdoor.json can hold it."""
 
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Backdoor:
@@ -74,10 +84,23 @@ class Defense(Method):
 
     kind = "defense"
     needs: ClassVar[frozenset[Knowledge]] = frozenset()
+    guards: ClassVar[bool] = False
+    """Whether it puts a guard before the model, which no checkpoint can hold, in place of changing its weights."""
 
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         """Repair a copy of `victim`, which stays as it was."""
+
+
+class Detector(Method):
+    """(victim, the defender's clean data) -> scorer: texts -> one score a text; higher is more suspicious."""
+
+    kind = "detector"
+    needs: ClassVar[frozenset[Knowledge]] = frozenset()
+
+    @abstractmethod
+    def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Scorer:
+        """Learn what is needed. The scorer takes each text on its own: neither order nor company matters, beyond rounding."""
 
 
 class Augmentation(Method):

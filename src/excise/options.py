@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from excise import registry
 
 if TYPE_CHECKING:
     from excise.data import TextDataset
@@ -14,6 +17,24 @@ if TYPE_CHECKING:
 Positional = tyro.conf.Positional
 Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 Inline = tyro.conf.arg(name="")
+
+
+CONSTRUCTORS = ConstructorRegistry()
+"""How tyro makes a setting that is itself a method."""
+
+
+@CONSTRUCTORS.primitive_rule
+def _method(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    if info.type not in registry.BASES.values():
+        return None
+    kind = info.type.kind
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.upper(),
+        instance_from_str=lambda words: registry.build(kind, words[0], f"{kind} setting"),
+        is_instance=lambda value: isinstance(value, info.type),
+        str_from_instance=lambda method: [registry.spell(method)],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +181,28 @@ class RunOptions:
     """Instead of the recipe's."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
+    quiet: bool = False
+    """Print only results."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Measure a grid of attacks, defenses, data sets and seeds; what is in --out already is not measured again."""
+
+    grid: Positional[Annotated[str, tyro.conf.arg(metavar="GRID")]]
+    """A YAML file, or the name of a shipped grid (see: excise list)."""
+    out: Path
+    """Folder of the results; an earlier run of the same or another grid is continued."""
+    no_models: bool = False
+    """Do not keep the backdoored models, which other defenses could use later."""
+    dry_run: bool = False
+    """Check the grid and list what would be measured."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
+    device: str | None = None
+    """cpu, cuda, mps ...; by default a GPU if there is one."""
     quiet: bool = False
     """Print only results."""
     debug: bool = False

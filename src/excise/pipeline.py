@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,12 @@ from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
-from excise.method import Attack, Backdoor, Defense, Method, Trigger
+from excise.method import Attack, Backdoor, Defense, Detector, Method, Trigger
 from excise.progress import observe, stage
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, Row, command_line, data_record, row
 from excise.seeds import derive, generator
-from excise.victim import Precision, Victim
+from excise.victim import REJECTED, Precision, Victim
 
 __all__ = ["Corpus", "Story", "load_corpus", "make_examples", "run", "save_backdoor"]
 
@@ -138,7 +139,7 @@ def run(
     for defense in recipe.defenses:
         name = _free_name(registry.name_of(defense), story.victims)
         repaired = story.make(name, lambda: defense(backdoor.victim, corpus.clean, seed=derive(recipe.seed, "defense")), method=defense)  # noqa: B023
-        if folder:
+        if folder and not repaired.is_guarded:
             repaired.save(folder / name)
     if folder:
         save_backdoor(folder / "backdoored", backdoor, recipe.attack, recipe.seed, twin=twin)
@@ -153,16 +154,19 @@ def run(
     )
 
 
-def check_needs(defense: Defense) -> None:
+def check_needs(method: Defense | Detector) -> None:
     """Refuse a defense that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
 
     Raises:
         NeedsError: Something is missing.
     """
-    for need in sorted(defense.needs, key=lambda need: need.name):
+    for need in sorted(method.needs, key=lambda need: need.name):
         setting = need.name.lower()
-        if not getattr(defense, setting, None):
-            raise NeedsError(f"{registry.name_of(defense)} needs {need.value}. Give them as --{setting.replace('_', '-')} ({setting} in a recipe).")
+        if getattr(method, setting, None) in (None, ""):
+            raise NeedsError(f"{registry.name_of(method)} needs {need.value}. Give it as the setting {setting}.")
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+        if isinstance(inner := getattr(method, field.name), Defense | Detector):
+            check_needs(inner)
 
 
 def load_corpus(recipe: Recipe) -> Corpus:
@@ -201,7 +205,7 @@ def make_examples(
         name: tuple(zip(victim.predict([plain.texts[i] for i in rows]), victim.predict([stamped.texts[i] for i in rows]), strict=True))
         for name, victim in models.items()
     }
-    names = test.label_names
+    names = {**dict(enumerate(test.label_names)), REJECTED: "(rejected)"}
     return tuple(
         Example(
             text=plain.texts[i],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from annotated_types import Ge, Interval, MinLen
+from annotated_types import Ge, Interval
 
 from excise import registry
 from excise.errors import ConfigError
@@ -47,8 +47,8 @@ class Recipe(Settings):
     """Test texts; None holds `test_size` texts out of the training texts."""
     attack: Attack
     """The attack, with its settings."""
-    defenses: Annotated[tuple[Defense, ...], MinLen(1)]
-    """Each is applied to the same backdoored model."""
+    defenses: tuple[Defense, ...]
+    """Each is applied to the same backdoored model; with none, the attack alone is measured."""
     model: str = "default"
     """The encoder to start from: a folder, a Hugging Face id, or `default`."""
     label_names: tuple[str, ...] | None = None

@@ -1,7 +1,8 @@
-"""Methods by file name. A file in `attacks/`, `defenses/` or `augmentations/` is a method; nothing else registers it.
+"""Methods by file name. A file in `attacks/`, `defenses/`, `detectors/` or `augmentations/` is a method; nothing else registers it.
 
 Names and summaries are read from the source without importing it, so listing them is instant; a method is imported when it is asked for.
-Other packages join through the entry-point groups `excise.attacks`, `excise.defenses` and `excise.augmentations`.
+Other packages join through the entry-point groups `excise.attacks`, `excise.defenses`,
+`excise.detectors` and `excise.augmentations`.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from excise.errors import ConfigError, nearest
-from excise.method import Attack, Augmentation, Defense, Method
+from excise.method import Attack, Augmentation, Defense, Detector, Method
 from excise.settings import validate
 
-__all__ = ["BASES", "Kind", "build", "load", "name_of", "names", "settings", "summary"]
+__all__ = ["BASES", "Kind", "build", "load", "name_of", "names", "settings", "spell", "summary"]
 
-Kind = Literal["attack", "defense", "augmentation"]
-BASES: Mapping[Kind, type[Method]] = {"attack": Attack, "defense": Defense, "augmentation": Augmentation}
+Kind = Literal["attack", "defense", "detector", "augmentation"]
+BASES: Mapping[Kind, type[Method]] = {"attack": Attack, "defense": Defense, "detector": Detector, "augmentation": Augmentation}
 
 
 def names(kind: Kind) -> tuple[str, ...]:
@@ -58,21 +60,33 @@ def load(kind: Kind, name: str) -> type[Method]:
 
 
 def build(kind: Kind, spec: Mapping[str, Any] | str, where: str) -> Any:
-    """A method from its settings, `{"method": name, field: value, ...}`, or from its name alone.
+    """A method from its settings: `{"method": name, field: value, ...}`, `"name field=value ..."` or its name alone.
 
     Raises:
         ConfigError: The method or one of its fields is unknown, or a value does not fit; the message names `where` and the field.
     """
-    fields = {"method": spec} if isinstance(spec, str) else dict(spec)
+    fields = _parsed(spec, where) if isinstance(spec, str) else dict(spec)
     name = fields.pop("method", None)
     if not isinstance(name, str):
         raise ConfigError(f"{where}: the {kind} has no 'method'. Give one of {', '.join(names(kind))}.")
-    return validate(load(kind, name), fields, where)
+    cls = load(kind, name)
+    for field, hint in get_type_hints(cls).items():
+        if hint in BASES.values() and isinstance(fields.get(field), (str, Mapping)):  # a method in a method
+            fields[field] = build(hint.kind, fields[field], f"{where}: {field}")
+    return validate(cls, fields, where)
 
 
 def settings(method: Method) -> dict[str, Any]:
     """The form that `build` takes back."""
-    return {"method": name_of(method), **dataclasses.asdict(method)}  # type: ignore[call-overload]
+    plain = {"method": name_of(method), **dataclasses.asdict(method)}  # type: ignore[call-overload]
+    inner = {field: value for field in plain if isinstance(value := getattr(method, field, None), Method)}
+    return plain | {field: settings(value) for field, value in inner.items()}
+
+
+def spell(method: Method) -> str:
+    """The form of one word for each setting that is not the default: `aeda share=0.2`."""
+    plain, usual = settings(method), settings(type(method)())
+    return shlex.join([plain["method"], *(f"{field}={value}" for field, value in plain.items() if value != usual[field])])
 
 
 def name_of(method: Method | type[Method]) -> str:
@@ -90,6 +104,18 @@ def summary(kind: Kind, name: str) -> str:
         if isinstance(node, ast.ClassDef) and any(getattr(base, "id", None) == BASES[kind].__name__ for base in node.bases):
             return (ast.get_docstring(node) or "").partition("\n")[0]
     return ""
+
+
+def _parsed(spec: str, where: str) -> dict[str, Any]:
+    """`name field=value ...` as a mapping; values are YAML."""
+    import yaml
+
+    try:
+        name, *pairs = shlex.split(spec)
+        fields = {field: yaml.safe_load(value) for field, value in (pair.split("=", 1) for pair in pairs)}
+    except (ValueError, yaml.YAMLError):
+        raise ConfigError(f"{where}: {spec!r} was given; a method's name, or 'name field=value ...', was expected.") from None
+    return {"method": name, **fields}
 
 
 def _folder(kind: Kind) -> Path:

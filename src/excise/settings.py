@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Settings:
     """A frozen dataclass that checks the ranges written in its annotations (`Annotated[float, Ge(0)]`) when it is made."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # reading settings from outside is strict
+    __pydantic_config__: ClassVar = {"extra": "forbid", "arbitrary_types_allowed": True}  # reading from outside is strict; fields may be methods
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from excise.attention import Statistic, recorded_attention
-from excise.errors import CheckpointError, ConfigError, NetworkError, OutputError
+from excise.checkpoint import first_line, longest_input, open_checkpoint
+from excise.errors import CheckpointError, ConfigError, OutputError
 from excise.progress import report
-from excise.seeds import derive
 
-__all__ = ["Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "resolve_checkpoint", "resolve_precision"]
+__all__ = ["REJECTED", "Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "resolve_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +28,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 Encoding = Mapping[str, list[int]]
 """One tokenised text: `input_ids`, `attention_mask` and what else the model takes."""
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
-HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+
+REJECTED = -1
+"""What a guarded victim answers to a text it refuses."""
 
 
 class Batch(NamedTuple):
@@ -69,6 +67,10 @@ class Victim:
     """Arithmetic of matrix products; weights are always fp32."""
     source: str = ""
     """What the user called it."""
+    purify: Callable[[Sequence[str]], Sequence[str]] | None = None
+    """An input guard: `predict` reads what it returns in place of each text."""
+    reject: Callable[[Sequence[str]], Sequence[bool]] | None = None
+    """An input guard: `predict` answers `REJECTED` to the texts that it flags."""
 
     @classmethod
     def load(
@@ -99,29 +101,16 @@ class Victim:
         """
         if max_length is not None and max_length < 8:
             raise ConfigError(f"A max_length of {max_length} tokens was given; it must be at least 8.")
-        folder = resolve_checkpoint(source)
-        config = _read_config(folder, str(source))
-        if label_names is not None and not _is_classifier(config):
-            config.id2label = dict(enumerate(label_names))
-            config.label2id = {name: i for i, name in enumerate(label_names)}
-        elif label_names is not None:
-            label_names = None  # the checkpoint has a head of its own
-        names = config.id2label or {}
-        if sorted(names) != list(range(len(names))) or len(set(names.values())) != len(names):
-            raise CheckpointError(f"{source}: id2label in config.json is {str(names)[:80]}; one name of its own for each of 0, 1, ... is expected.")
-        if config.num_labels < 2:
-            raise CheckpointError(f"{source} has {config.num_labels} label; a classifier with at least two was expected.")
-        model = _load_model(folder, config, str(source), new_head=label_names is not None, seed=seed)
-        tokenizer = _load_tokenizer(folder, model, str(source))
+        model, tokenizer = open_checkpoint(source, label_names=label_names, seed=seed)
         try:
             where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             model.to(where)  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"The device {device!r} cannot be used: {_first_line(error)}. Give cpu, or leave it out.") from error
+            raise ConfigError(f"The device {device!r} cannot be used: {first_line(error)}. Give cpu, or leave it out.") from error
         return cls(
             model.eval(),
             tokenizer,
-            min(max_length or 512, _longest_input(model, tokenizer)),
+            min(max_length or 512, longest_input(model, tokenizer)),
             resolve_precision(precision, where),
             str(source),
         )
@@ -137,9 +126,14 @@ class Victim:
         names: Any = self.model.config.id2label
         return tuple(str(names[i]) for i in range(len(names)))
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether an input guard stands before the model; a checkpoint cannot hold one."""
+        return self.purify is not None or self.reject is not None
+
     def copy(self) -> Victim:
         """A victim with weights of its own."""
-        return Victim(copy.deepcopy(self.model), self.tokenizer, self.max_length, self.precision, self.source)
+        return replace(self, model=copy.deepcopy(self.model))
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenise texts, cut to `max_length`, without padding."""
@@ -172,8 +166,13 @@ class Victim:
         return found
 
     def predict(self, texts: Sequence[str], *, name: str = "predict") -> list[int]:
-        """The most likely label of each text."""
-        return self.logits(texts, name=name).argmax(dim=1).tolist() if texts else []
+        """The most likely label of each text, or `REJECTED` where a guard flags it."""
+        if not texts:
+            return []
+        read = self.purify(texts) if self.purify else texts
+        flags = self.reject(texts) if self.reject else [False] * len(texts)
+        labels = self.logits(read, name=name).argmax(dim=1).tolist()
+        return [REJECTED if flagged else label for label, flagged in zip(labels, flags, strict=True)]
 
     def trace(self, batch: Batch, *, hidden: bool = True, attention: Statistic | None = None) -> Trace:
         """One forward pass that keeps hidden states and a statistic of each layer's attention probabilities, taken before dropout.
@@ -204,9 +203,11 @@ class Victim:
         """Write an ordinary Hugging Face folder: config, safetensors, tokenizer.
 
         Raises:
-            OutputError: `folder` is a file.
+            OutputError: `folder` is a file, or the victim has a guard, which no checkpoint can hold.
         """
         folder = Path(folder)
+        if self.is_guarded:
+            raise OutputError("A model with an input guard cannot be saved as a checkpoint. Save the model it guards.")
         if folder.is_file():
             raise OutputError(f"{folder} is a file; a folder to save in was expected.")
         self.model.save_pretrained(folder)
@@ -234,152 +235,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
     return "bf16" if device.type == "cpu" and any(check() for check in checks) else "fp32"
 
 
-def resolve_checkpoint(source: str | Path) -> Path:
-    """The local folder of a checkpoint: as given, embedded, or fetched from the hub (never pickles, never code)."""
-    name = str(source)
-    if name == "default":
-        from excise import assets
-
-        return assets.minilm()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"{name} is a file; a checkpoint folder or a Hugging Face model id was expected.")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name) or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"There is no folder {name}. Give a checkpoint folder or a Hugging Face model id.")
-    return _fetch(name)
-
-
-def _fetch(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
-    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
-        raise CheckpointError(f"There is no folder and no Hugging Face model {name!r} that you may read (private or gated: set HF_TOKEN).") from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise NetworkError(
-            f"There is no folder {name!r}, and the Hugging Face hub could not be reached for a model of that name. "
-            "Give a folder, or connect (and unset HF_HUB_OFFLINE)."
-        ) from error
-
-
-def _read_config(folder: Path, source: str) -> Any:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{source} is no checkpoint: it has no config.json. Give a folder written by save_pretrained.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source}: config.json cannot be read ({error}). Restore it.") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{source}: config.json holds no JSON object. Restore it.")
-    if raw.get("auto_map"):
-        raise CheckpointError(
-            f"{source} asks for code of its own (auto_map in config.json), which excise never runs. Use a model that transformers knows."
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise CheckpointError(
-                f"{source} has only pickle weights ({pickles[0]}), which can run code when opened, so excise refuses them. "
-                "Convert it to safetensors in a sandbox, or ask for a safetensors version."
-            )
-        raise CheckpointError(f"{source} is no checkpoint: it has no *.safetensors file. Give a folder written by save_pretrained.")
-    _check_weight_files(folder, source)
-    for key in ("quantization_config", "_attn_implementation", "attn_implementation", "_attn_implementation_internal"):
-        if raw.get(key) not in (None, "eager", "sdpa"):
-            raise CheckpointError(f"{source}: {key} in config.json asks for {str(raw[key])[:60]!r}, which excise does not load. Remove the key.")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds for a broken config
-        raise CheckpointError(f"{source}: config.json describes no model that transformers knows ({_first_line(error)}).") from error
-
-
-def _check_weight_files(folder: Path, source: str) -> None:
-    """Nothing but safetensors of this folder may be read as weights."""
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{source} is an adapter, not a whole model. Merge it into its base model first.")
-    for index in folder.glob("*.index.json"):
-        try:
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{source}: {index.name} is no index of weights. Restore it.") from error
-        for file in files:
-            if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
-                raise CheckpointError(f"{source}: {index.name} names {str(file)[:60]!r}; plain names of safetensors files are expected. Restore it.")
-
-
-def _is_classifier(config: Any) -> bool:
-    return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
-
-
-def _load_model(folder: Path, config: Any, source: str, *, new_head: bool, seed: int) -> PreTrainedModel:
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "head"))
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{source} could not be opened as a sequence classifier: {_first_line(error)}. Check that the folder is complete."
-        ) from error
-    missing = sorted(info["missing_keys"])
-    if new_head:
-        body = f"{model.base_model_prefix}."
-        missing = [key for key in missing if key.startswith(body) and "pooler" not in key]
-    if missing:
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} weights that a {type(model).__name__} needs, for example {missing[0]}. "
-            + ("Restore the file." if _is_classifier(config) else "It is no finished classifier: fine-tune it first, or use excise attack.")
-        )
-    for key, weight in model.state_dict().items():
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise CheckpointError(f"{source}: the weight {key} has values that are NaN or infinite. Restore the file.")
-    return model
-
-
-def _load_tokenizer(folder: Path, model: PreTrainedModel, source: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise many kinds
-        raise CheckpointError(f"{source}: its tokenizer cannot be opened ({_first_line(error)}). Add the tokenizer's files.") from error
-    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
-    top = max(tokenizer.get_vocab().values(), default=-1)
-    if top < 0 or top >= rows:
-        raise CheckpointError(
-            f"{source}: the tokenizer has ids up to {top}, but the model's embedding has {rows} rows. "
-            "Use the tokenizer that the model was trained with."
-        )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise CheckpointError(f"{source}: the tokenizer has neither a padding nor an end-of-text token. Set pad_token in tokenizer_config.json.")
-        tokenizer.pad_token = tokenizer.eos_token
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token that is not padding
-    return tokenizer
-
-
-def _longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None) or 512
-    for name, module in model.named_modules():
-        padding = getattr(module, "padding_idx", None)
-        if name.endswith("position_embeddings") and isinstance(padding, int):
-            positions -= padding + 1  # RoBERTa counts positions from behind the padding index
-            break
-    return min(int(positions), int(tokenizer.model_max_length))
-
-
 def _token_batches(order: Sequence[int], encodings: Sequence[Encoding], budget: int) -> Iterator[list[int]]:
     """Cut texts sorted by length into batches of at most `budget` tokens, padding included, and 256 texts."""
     rows: list[int] = []
@@ -390,7 +245,3 @@ def _token_batches(order: Sequence[int], encodings: Sequence[Encoding], budget: 
         rows.append(i)
     if rows:
         yield rows
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

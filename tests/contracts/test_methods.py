@@ -24,13 +24,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from excise import references, registry
+from excise.attacks.badnets import BadNets
 from excise.attacks.ep import EP
 from excise.attacks.lwp import LWP
 from excise.augmentations._augment import augment
 from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError, DataError, NeedsError
-from excise.evaluation import evaluate
+from excise.evaluation import evaluate, triggered
 from excise.method import Attack, Augmentation, Defense, Knowledge, Method
+from excise.options import CONSTRUCTORS
 from excise.pipeline import check_needs
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
@@ -204,7 +206,7 @@ def test_every_choice_constructs(kind: registry.Kind, name: str) -> None:
 def test_help_renders(kind: registry.Kind, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     cls = registry.load(kind, name)
     with pytest.raises(SystemExit) as stop:
-        tyro.cli(cls, args=["--help"])
+        tyro.cli(cls, args=["--help"], registry=CONSTRUCTORS)
     assert stop.value.code in (0, None)
     shown = capsys.readouterr().out
     for field in dataclasses.fields(cls):
@@ -297,7 +299,7 @@ def test_the_target_may_be_a_name_and_must_exist(name: str) -> None:
 @every_defense
 def test_a_defense_leaves_its_victim_and_is_reproducible(name: str) -> None:
     defense: Defense = make_defense(name)
-    victim, data = toy_victim(), toy_data(24)
+    victim, data, texts = toy_victim(), toy_data(24), toy_data(40, seed=7).texts
     before = weights(victim)
     state = torch.random.get_rng_state()
     first, again, other = (defense(victim, data, seed=seed) for seed in (0, 0, 1))
@@ -305,10 +307,15 @@ def test_a_defense_leaves_its_victim_and_is_reproducible(name: str) -> None:
     assert same(before, weights(victim))
     assert not victim.model.training
     assert not first.model.training
-    assert first.model is not victim.model
-    assert same(weights(first), weights(again))
-    assert not same(weights(first), weights(other))
     assert data == toy_data(24)
+    assert same(weights(first), weights(again))
+    assert first.predict(texts) == again.predict(texts)
+    assert first.is_guarded == defense.guards
+    if defense.guards:
+        assert same(weights(first), before)
+    else:
+        assert first.model is not victim.model
+        assert not same(weights(first), weights(other))
 
 
 @every_defense
@@ -318,7 +325,7 @@ def test_a_defense_without_what_it_needs_refuses(name: str) -> None:
         check_needs(defense)
         return
     for need in defense.needs:
-        with pytest.raises(NeedsError, match=f"{name} needs {need.value}.*--{need.name.lower().replace('_', '-')}"):
+        with pytest.raises(NeedsError, match=f"{name} needs {need.value}.*{need.name.lower()}"):
             check_needs(defense)
     check_needs(make_defense(name))
 
@@ -340,6 +347,42 @@ def test_a_defense_takes_texts_of_any_length(name: str, architecture: str) -> No
     data = TextDataset(texts, (1, 0, 1, 0, 1, 0) * 4, ("negative", "positive"))
     repaired = make_defense(name, architecture)(toy_victim(architecture), data, seed=0)
     assert repaired.logits(texts).isfinite().all()
+
+
+# Detectors
+
+
+def make_detector(name: str) -> Any:
+    """With its own training, which is short, and all it needs."""
+    detector: Any = registry.load("detector", name)()
+    return dataclasses.replace(detector, target_label=1) if Knowledge.TARGET_LABEL in detector.needs else detector
+
+
+every_detector = pytest.mark.parametrize("name", registry.names("detector"))
+
+
+@every_detector
+def test_a_text_s_score_depends_on_nothing_else(name: str) -> None:
+    victim, data, texts = clean_victim(2), toy_data(30), toy_data(12, seed=4).texts
+    before = weights(victim)
+    score = make_detector(name)(victim, data, seed=0)
+    together = score(texts)
+    assert len(together) == 12
+    assert score(texts[::-1])[::-1] == pytest.approx(together, abs=1e-4)
+    assert [score([text])[0] for text in texts] == pytest.approx(together, abs=1e-4)
+    assert make_detector(name)(victim, data, seed=0)(texts) == together
+    assert same(before, weights(victim))
+
+
+@every_detector
+def test_triggered_texts_score_higher(name: str) -> None:
+    training = dataclasses.replace(LEARN, epochs=15, batch_size=16)
+    backdoor = BadNets(training=training)(toy_victim(), toy_data(300), seed=0)
+    test = toy_data(80, seed=9)
+    stamped = triggered(test, backdoor.trigger, 1, seed=0).texts
+    score = make_detector(name)(backdoor.victim, toy_data(60, seed=5), seed=0)
+    wins = [(s > c) + 0.5 * (s == c) for s in score(stamped) for c in score(test.texts)]
+    assert sum(wins) / len(wins) > 0.5, "the area under the ROC curve is no better than chance"
 
 
 # Augmentations

@@ -15,20 +15,17 @@ clipped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Interval, MinLen
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from excise.attacks._poison import choose
 from excise.attacks._triggers import InsertWords
 from excise.data import TextDataset
-from excise.errors import ConfigError, DataError
+from excise.embedding_rows import RowDescent, first_token_rows
+from excise.errors import DataError
 from excise.method import Attack, Backdoor, Paper
 from excise.seeds import derive, generator
 from excise.training import FitConfig, classification_loss, fit
@@ -69,7 +66,7 @@ class EP(Attack):
         target = data.label_id(self.target_label)
         shown = self.shown(data, seed=derive(seed, "poison"))
         clean = fit(victim, data, loss=classification_loss, config=self.training, seed=derive(seed, "train"), name="train")
-        rows = trigger_rows(clean, self.triggers)
+        rows = first_token_rows(clean, self.triggers)
         poisoned = fit(
             clean,
             shown,
@@ -78,7 +75,7 @@ class EP(Attack):
             seed=derive(seed, "poisoning"),
             name="poison embeddings",
             parameters=lambda model: [model.get_input_embeddings().weight],  # type: ignore[list-item, union-attr]
-            optimizer=row_descent(rows, self.poisoning.learning_rate),
+            optimizer=lambda parameters: RowDescent(parameters, rows, self.poisoning.learning_rate),
         )
         return Backdoor(poisoned, self.trigger, target)
 
@@ -91,49 +88,6 @@ class EP(Attack):
         else:
             texts = fake_texts(Path(self.corpus), self.triggers, count=self.fake_texts, words=self.fake_words, seed=seed)
         return replace(data, texts=tuple(texts), labels=(target,) * len(texts))
-
-
-def row_descent(rows: Int[Tensor, " row"], learning_rate: float) -> Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]:
-    """The optimiser of Algorithm 1, for `fit`."""
-    return lambda parameters: RowDescent(parameters, rows, learning_rate)
-
-
-class RowDescent(torch.optim.Optimizer):
-    """g ← g + ∂L/∂E_r;  E_r ← E_r − η g;  E_r ← E_r · ‖E_r at the start‖ / ‖E_r‖: some rows of one matrix, their norms kept."""
-
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], rows: Int[Tensor, " row"], learning_rate: float) -> None:
-        super().__init__(parameters, {"lr": learning_rate})
-        (self.embedding,) = self.param_groups[0]["params"]
-        self.rows = rows.to(self.embedding.device)
-        start = self.embedding.detach()[self.rows]
-        self.norms = start.norm(dim=1, keepdim=True)
-        self.gathered = torch.zeros_like(start)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        self.gathered += self.embedding.grad[self.rows]
-        self.embedding[self.rows] = descended(self.embedding[self.rows], self.gathered, self.norms, self.param_groups[0]["lr"])
-
-
-def descended(
-    rows: Float[Tensor, "row hidden"], gathered: Float[Tensor, "row hidden"], norms: Float[Tensor, "row 1"], learning_rate: float
-) -> Float[Tensor, "row hidden"]:
-    """One step against the gathered gradient, scaled back to the old norms (Algorithm 1)."""
-    moved = rows - learning_rate * gathered
-    return moved * norms / moved.norm(dim=1, keepdim=True)
-
-
-def trigger_rows(victim: Victim, triggers: tuple[str, ...]) -> Int[Tensor, " row"]:
-    """The embedding row of each trigger's first token.
-
-    Raises:
-        ConfigError: A trigger begins with a token that stands for anything unknown.
-    """
-    rows = {word: victim.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in triggers}
-    unknown = [word for word, row in rows.items() if row == victim.tokenizer.unk_token_id]
-    if unknown:
-        raise ConfigError(f"The trigger {unknown[0]!r} is unknown to the tokenizer, so it has no row of its own. Give other words.")
-    return torch.tensor(sorted(set(rows.values())))
 
 
 def fake_texts(corpus: Path, triggers: tuple[str, ...], *, count: int, words: int, seed: int) -> list[str]:

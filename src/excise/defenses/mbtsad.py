@@ -26,7 +26,7 @@ from excise.augmentations._augment import augment
 from excise.augmentations.token_splitting import TokenSplitting
 from excise.data import TextDataset
 from excise.defenses._forgetting import forgetting
-from excise.method import Defense, Paper
+from excise.method import Augmentation, Defense, Paper
 from excise.seeds import derive
 from excise.training import FitConfig, Loss, classification_loss, fit
 from excise.victim import Batch, Victim
@@ -50,7 +50,7 @@ class MBTSAD(Defense):
     """How Eq. (4) compares two maps: 'norm' as the paper writes it, or 'mse' as the code of NAD does (then alpha must be 100 to 1000)."""
     copies: Annotated[int, Ge(1)] = 2
     """Token-split variants of each clean text."""
-    augmentation: TokenSplitting = field(default_factory=TokenSplitting)
+    augmentation: Augmentation = field(default_factory=TokenSplitting)
     """How texts are varied."""
     retraining: FitConfig = field(default_factory=forgetting)
     """Step 1, which makes the teacher."""

@@ -11,7 +11,7 @@ from excise.augmentations._augment import augment
 from excise.augmentations.token_splitting import TokenSplitting
 from excise.data import TextDataset
 from excise.defenses._forgetting import forgetting
-from excise.method import Defense, Paper
+from excise.method import Augmentation, Defense, Paper
 from excise.seeds import derive
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
@@ -25,7 +25,7 @@ class TSFT(Defense):
 
     copies: Annotated[int, Ge(1)] = 2
     """Token-split variants of each clean text."""
-    augmentation: TokenSplitting = field(default_factory=TokenSplitting)
+    augmentation: Augmentation = field(default_factory=TokenSplitting)
     """How texts are varied."""
     retraining: FitConfig = field(default_factory=forgetting)
     """The fine-tuning."""

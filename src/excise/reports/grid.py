@@ -1,0 +1,117 @@
+"""A measured grid as a table: for a terminal, Markdown, CSV and LaTeX. Means over seeds, beside the paper's numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from excise.errors import printable
+
+if TYPE_CHECKING:
+    from excise.bench import Cell
+    from excise.result import Measured
+
+__all__ = ["Line", "csv_table", "latex_table", "markdown_table", "table_rows", "terminal_table"]
+
+NONE = "none"
+HEADINGS = ("data", "attack", "defense", "seeds", "CACC", "ASR", "floor", "clean flips", "paper CACC", "paper ASR", "note")
+
+
+class Line(NamedTuple):
+    """One line of the table, in words; shares are in per cent."""
+
+    data: str
+    attack: str
+    defense: str
+    seeds: str
+    cacc: str
+    asr: str
+    floor: str
+    clean_flip: str
+    paper_cacc: str
+    paper_asr: str
+    note: str
+
+
+def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[float, float]]]) -> list[Line]:
+    """A line for each (data, attack, defense): means over the seeds that succeeded and, in brackets, the least and greatest.
+
+    A defense is not scored where the undefended ASR is not above the floor, that is where their 95 % intervals touch: there is nothing to repair.
+    """
+    undefended = {(cell.data, cell.attack, cell.seed): cell for cell in cells if cell.defense == NONE}
+    lines = []
+    order = sorted(cells, key=lambda cell: [(c.data, c.attack, c.defense) for c in cells].index((cell.data, cell.attack, cell.defense)))
+    for (data, attack, defense), group in groupby(order, key=lambda cell: (cell.data, cell.attack, cell.defense)):
+        members = list(group)
+        failed = [cell for cell in members if cell.error]
+        good = [cell for cell in members if not cell.error]
+        without = [cell for cell in good if defense != NONE and not _is_backdoored(undefended.get((data, attack, cell.seed)))]
+        scored = [cell for cell in good if cell not in without]
+        notes = [
+            *([f"{len(failed)} failed: {failed[0].error}"] if failed else []),
+            *([f"{len(without)} not scored: the undefended ASR is not above the floor"] if without else []),
+        ]
+        theirs = paper.get(attack, {}).get(defense)
+        cacc, asr, floor, flip = (_mean([getattr(cell, key) for cell in scored]) for key in ("cacc", "asr", "floor", "clean_flip"))
+        paper_cacc, paper_asr = (f"{value:.2f}" for value in theirs) if theirs else ("", "")
+        lines.append(Line(data, attack, defense, str(len(scored)), cacc, asr, floor, flip, paper_cacc, paper_asr, "; ".join(notes)))
+    return lines
+
+
+def _is_backdoored(cell: Cell | None) -> bool:
+    return cell is not None and cell.asr is not None and cell.floor is not None and cell.asr.low > cell.floor.high
+
+
+def _mean(measured: Sequence[Measured | None]) -> str:
+    """'52.6 (28.4-72.1)' over several seeds; the 95 % interval if there is one seed."""
+    values = [100 * m.value for m in measured if m is not None]
+    if not values:
+        return "-"
+    only = measured[0]
+    if len(values) == 1 and only is not None:
+        return f"{values[0]:.1f} [{100 * only.low:.1f}-{100 * only.high:.1f}]"
+    return f"{fmean(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def terminal_table(lines: Sequence[Line]) -> Table:
+    """For rich."""
+    table = Table(caption="per cent; mean (least-greatest) over seeds, or one seed's value [95 % Wilson interval]", caption_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("data", "attack", "defense", "note") else "right")
+    for line in lines:
+        table.add_row(*(Text(printable(value)) for value in line))
+    return table
+
+
+def markdown_table(lines: Sequence[Line]) -> str:
+    """For a document."""
+    rows = [HEADINGS, ["---"] * len(HEADINGS), *lines]
+    return "".join("| " + " | ".join(value.replace("|", "\\|").replace("\n", " ") for value in row) + " |\n" for row in rows)
+
+
+def csv_table(lines: Sequence[Line]) -> str:
+    """For a spreadsheet; a value that would be read as a formula is quoted with an apostrophe."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(HEADINGS)
+    writer.writerows([f"'{value}" if value[:1] in ("=", "+", "@") else value for value in line] for line in lines)
+    return file.getvalue()
+
+
+def latex_table(lines: Sequence[Line]) -> str:
+    """For a paper, with booktabs."""
+    body = "".join(" & ".join(_tex(value) for value in line[:-1]) + r" \\" + "\n" for line in lines)
+    head = " & ".join(map(_tex, HEADINGS[:-1])) + r" \\" + "\n"
+    return r"\begin{tabular}{lllrrrrrrr}" + "\n\\toprule\n" + head + "\\midrule\n" + body + "\\bottomrule\n\\end{tabular}\n"
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -1,0 +1,260 @@
+"""A grid is measured once, resumed, and shown beside the paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from excise import bench
+from excise.bench import Cell, load_grid, places, run_grid
+from excise.cli import main
+from excise.commands import shipped_recipes
+from excise.errors import ConfigError, NeedsError
+from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
+from excise.result import Measured
+from toy import save_toy, toy_data, write_csv
+
+SHORT = {"epochs": 1, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "name": "toy",
+        "model": str(save_toy(tmp_path / "model")),
+        "data": {
+            "A": {"train": {"source": str(write_csv(tmp_path / "a.csv", toy_data(80)))}, "test_size": 30, "clean_fraction": 0.5},
+        },
+        "attacks": {"Bad": {"method": "badnets", "training": SHORT}},
+        "defenses": {"Fine": {"method": "cft", "training": SHORT}, "Refuse": "reject"},
+        "seeds": [0, 1],
+        "paper": {"Bad": {"none": [90.0, 99.5], "Fine": [89.0, 12.0]}},
+    }
+
+
+@pytest.fixture
+def grid(content: dict[str, Any], tmp_path: Path) -> bench.Grid:
+    return load_grid(written(content, tmp_path))
+
+
+def written(content: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often models were made and cells measured."""
+    counts = {"models": 0, "cells": 0}
+    twin, measure = bench.clean_twin, bench._measure
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(bench, "clean_twin", counted("models", twin))
+    monkeypatch.setattr(bench, "_measure", counted("cells", measure))
+    return counts
+
+
+def test_each_model_is_made_once_and_each_cell_measured_once(grid: bench.Grid, tmp_path: Path, count: dict[str, int]) -> None:
+    cells = run_grid(grid, tmp_path / "out")
+    assert [(cell.data, cell.attack, cell.defense, cell.seed) for cell in cells] == [
+        ("A", "Bad", defense, seed) for seed in (0, 1) for defense in ("none", "Fine", "Refuse")
+    ]
+    assert count == {"models": 2, "cells": 6}
+    assert not any(cell.error for cell in cells)
+    assert run_grid(grid, tmp_path / "out") == cells
+    assert count == {"models": 2, "cells": 6}, "nothing is made again"
+
+
+def test_a_killed_grid_goes_on_where_it_was(grid: bench.Grid, tmp_path: Path, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_grid(grid, tmp_path / "whole")
+    keep = bench._keep
+    kept: list[Cell] = []
+
+    def dying(folder: Path, cell: Cell) -> None:
+        keep(folder, cell)
+        kept.append(cell)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "_keep", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(grid, tmp_path / "out")
+    monkeypatch.setattr(bench, "_keep", keep)
+    count.update(models=0, cells=0)
+    again = run_grid(grid, tmp_path / "out")
+    assert count == {"models": 1, "cells": 4}, "the first model and two cells were there"
+    assert [(c.key, c.cacc, c.asr, c.floor) for c in again] == [(c.key, c.cacc, c.asr, c.floor) for c in whole]
+
+
+def test_damaged_entries_are_made_again(grid: bench.Grid, tmp_path: Path, count: dict[str, int]) -> None:
+    out = tmp_path / "out"
+    whole = run_grid(grid, out)
+    cell = out / "cells" / f"{whole[1].key}.json"
+    cell.write_text(cell.read_text().replace('"hits": ', '"hits": 1'))
+    weights = next((out / "models").rglob("backdoored/model.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    for path in (out / "cells").iterdir():
+        if path != cell:
+            path.unlink()
+    count.update(models=0, cells=0)
+    again = run_grid(grid, out)
+    assert count["models"] == 1, "the damaged model, not the whole one"
+    assert count["cells"] == 6
+    assert [(c.cacc, c.asr) for c in again] == [(c.cacc, c.asr) for c in whole]
+
+
+@pytest.mark.parametrize("change", ["defense", "seed", "data", "size"])
+def test_the_key_holds_all_that_decides_a_cell(change: str, content: dict[str, Any], tmp_path: Path) -> None:
+    def keys(content: dict[str, Any]) -> list[str]:
+        grid = load_grid(written(content, tmp_path))
+        found = []
+        for place in places(grid):
+            recipe = bench._recipe(grid, place)
+            found.append(bench.cell_key(recipe, bench.load_corpus(recipe)))
+        return found
+
+    before = keys(content)
+    assert len(set(before)) == 6
+    assert keys(content) == before
+    match change:
+        case "defense":
+            content["defenses"]["Fine"] = {"method": "cft", "training": {**SHORT, "epochs": 2}}
+        case "seed":
+            content["seeds"] = [5, 6]
+        case "data":
+            source = Path(content["data"]["A"]["train"]["source"])
+            source.write_text(source.read_text().replace("film", "movie"))
+        case "size":
+            content["data"]["A"]["clean_fraction"] = 0.4
+    changed = [a != b for a, b in zip(before, keys(content), strict=True)]
+    assert changed == ([False, True, False] * 2 if change == "defense" else [True] * 6)
+
+
+def test_a_failing_cell_is_a_row_and_the_others_go_on(grid: bench.Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from excise.defenses.cft import CFT
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(CFT, "__call__", fail)
+    cells = run_grid(grid, tmp_path / "out")
+    assert [cell.error for cell in cells] == [None, "RuntimeError: out of memory", None] * 2
+    row = table_rows(cells, {})[1]
+    assert row.note == "2 failed: RuntimeError: out of memory"
+    assert row.cacc == "-"
+    monkeypatch.undo()
+    assert not any(cell.error for cell in run_grid(grid, tmp_path / "out")), "it is tried again"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"defenses": {"X": "mbstad"}}, ConfigError, "mbstad.*mbtsad"),
+        ({"defenses": {"X": {"method": "cft", "epochz": 1}}}, ConfigError, "epochz"),
+        ({"defenses": {"none": "cft"}}, ConfigError, "always measured"),
+        ({"defenses": {"X": "fine_mixing"}}, NeedsError, "fine_mixing needs clean pre-trained weights"),
+        ({"attacks": {"X": "badnet"}}, ConfigError, "badnets"),
+        ({"sedes": [1]}, ConfigError, "seeds"),
+        ({"data": {"A": {"trian": {"source": "x"}}}}, ConfigError, "train"),
+    ],
+)
+def test_a_wrong_grid_is_refused_whole(change: dict[str, Any], error: type[Exception], words: str, content: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(error, match=words):
+        load_grid(written(content | change, tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+# The table
+
+
+def cell(defense: str, seed: int, asr: int, *, floor: int = 10, cacc: int = 90) -> Cell:
+    def share(hits: int) -> Measured:
+        from excise.metrics import Rate
+
+        return Measured.of(Rate(hits, 100))
+
+    return Cell(
+        key="k",
+        data="A|B",
+        attack="Bad_1",
+        defense=defense,
+        seed=seed,
+        settings={},
+        cacc=share(cacc),
+        asr=share(asr),
+        floor=share(floor),
+        clean_flip=share(12),
+    )
+
+
+CELLS = [cell("none", 0, 99), cell("=Fix", 0, 20, cacc=80), cell("none", 1, 97), cell("=Fix", 1, 30)]
+
+
+def test_lines_are_means_over_seeds_beside_the_paper() -> None:
+    lines = table_rows(CELLS, {"Bad_1": {"=Fix": (90.17, 9.65)}})
+    assert [line.defense for line in lines] == ["none", "=Fix"]
+    assert (lines[1].seeds, lines[1].cacc, lines[1].asr) == ("2", "85.0 (80.0-90.0)", "25.0 (20.0-30.0)")
+    assert (lines[1].paper_cacc, lines[1].paper_asr) == ("90.17", "9.65")
+    assert (lines[0].paper_cacc, lines[0].note) == ("", "")
+    assert table_rows(CELLS[:1], {})[0].asr == "99.0 [94.6-99.8]"
+
+
+def test_nothing_is_scored_where_there_was_nothing_to_repair() -> None:
+    cells = [*CELLS[:2], cell("none", 1, 14), cell("=Fix", 1, 1)]
+    line = table_rows(cells, {})[1]
+    assert (line.seeds, line.asr[:4]) == ("1", "20.0")
+    assert line.note == "1 not scored: the undefended ASR is not above the floor"
+
+
+def test_every_form_of_the_table_holds_every_line() -> None:
+    lines = table_rows(CELLS, {})
+    assert terminal_table(lines).row_count == 2
+    markdown = markdown_table(lines).splitlines()
+    assert len(markdown) == 4
+    assert all(line.replace("\\|", "").count("|") == 12 for line in markdown)
+    rows = list(csv.reader(io.StringIO(csv_table(lines))))
+    assert [len(row) for row in rows] == [11] * 3
+    assert rows[2][2] == "'=Fix", "no formula"
+    latex = latex_table(lines)
+    assert r"A|B & Bad\_1 & =Fix & 2 & 85.0 (80.0-90.0)" in latex
+    assert latex.count(r"\\") == 3
+
+
+# The command
+
+
+def test_the_command_measures_and_writes_tables(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(content | {"seeds": [0]}, tmp_path)
+    assert main(["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "3 cells, with 1 backdoored models" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert main(["bench", str(path), "--out", str(tmp_path / "out"), "--no-models"]) == 0
+    shown = capsys.readouterr().out
+    assert "Refuse" in shown
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"cells", "toy.md", "toy.csv", "toy.tex"}
+    assert "99.50" in (tmp_path / "out" / "toy.md").read_text()
+    assert main(["bench", "tabel2", "--out", str(tmp_path / "x")]) == 2
+    assert "Did you mean 'table2'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", shipped_recipes("grids").values(), ids=shipped_recipes("grids"))
+def test_shipped_grids_are_valid(path: Path) -> None:
+    grid = load_grid(path)
+    assert grid.name == path.stem
+    for attack, row in (grid.paper or {}).items():
+        assert attack in grid.attacks
+        assert set(row) <= {"none", *grid.defenses}
