@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from excise import bench
+from excise.attacks.badnets import BadNets
 from excise.bench import Cell, load_grid, places, run_grid
 from excise.cli import main
 from excise.commands import shipped_recipes
@@ -51,8 +52,8 @@ def written(content: dict[str, Any], tmp_path: Path) -> Path:
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often models were made and cells measured."""
-    counts = {"models": 0, "cells": 0}
-    twin, measure = bench.clean_twin, bench._measure
+    counts = {"models": 0, "cells": 0, "attacks": 0}
+    twin, measure, attack = bench.clean_twin, bench._measure, BadNets.__call__
 
     def counted(name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -63,6 +64,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(bench, "clean_twin", counted("models", twin))
     monkeypatch.setattr(bench, "_measure", counted("cells", measure))
+    monkeypatch.setattr(BadNets, "__call__", counted("attacks", attack))
     return counts
 
 
@@ -71,10 +73,10 @@ def test_each_model_is_made_once_and_each_cell_measured_once(grid: bench.Grid, t
     assert [(cell.data, cell.attack, cell.defense, cell.seed) for cell in cells] == [
         ("A", "Bad", defense, seed) for seed in (0, 1) for defense in ("none", "Fine", "Refuse")
     ]
-    assert count == {"models": 2, "cells": 6}
+    assert count == {"models": 2, "cells": 6, "attacks": 2}
     assert not any(cell.error for cell in cells)
     assert run_grid(grid, tmp_path / "out") == cells
-    assert count == {"models": 2, "cells": 6}, "nothing is made again"
+    assert count == {"models": 2, "cells": 6, "attacks": 2}, "nothing is made again"
 
 
 def test_a_killed_grid_goes_on_where_it_was(grid: bench.Grid, tmp_path: Path, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +94,17 @@ def test_a_killed_grid_goes_on_where_it_was(grid: bench.Grid, tmp_path: Path, co
     with pytest.raises(KeyboardInterrupt):
         run_grid(grid, tmp_path / "out")
     monkeypatch.setattr(bench, "_keep", keep)
-    count.update(models=0, cells=0)
+    count.update(models=0, cells=0, attacks=0)
     again = run_grid(grid, tmp_path / "out")
-    assert count == {"models": 1, "cells": 4}, "the first model and two cells were there"
+    assert count == {"models": 1, "cells": 4, "attacks": 1}, "the first model and two cells were there"
     assert [(c.key, c.cacc, c.asr, c.floor) for c in again] == [(c.key, c.cacc, c.asr, c.floor) for c in whole]
+
+
+def test_attacks_with_the_same_training_share_their_twin(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
+    content |= {"seeds": [0], "attacks": {"Bad": content["attacks"]["Bad"], "Worse": {**content["attacks"]["Bad"], "poison_rate": 0.3}}}
+    cells = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
+    assert (count["models"], count["attacks"]) == (1, 2)
+    assert cells[0].twin_cacc == cells[3].twin_cacc
 
 
 def test_damaged_entries_are_made_again(grid: bench.Grid, tmp_path: Path, count: dict[str, int]) -> None:
@@ -103,16 +112,18 @@ def test_damaged_entries_are_made_again(grid: bench.Grid, tmp_path: Path, count:
     whole = run_grid(grid, out)
     cell = out / "cells" / f"{whole[1].key}.json"
     cell.write_text(cell.read_text().replace('"hits": ', '"hits": 1'))
-    weights = next((out / "models").rglob("backdoored/model.safetensors"))
+    before = max(path.stat().st_mtime_ns for path in (out / "models").iterdir())
+    weights = next((out / "models").rglob("model/model.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     for path in (out / "cells").iterdir():
         if path != cell:
             path.unlink()
-    count.update(models=0, cells=0)
+    count.update(models=0, cells=0, attacks=0)
     again = run_grid(grid, out)
-    assert count["models"] == 1, "the damaged model, not the whole one"
+    assert sorted(path.stat().st_mtime_ns for path in (out / "models").iterdir())[-1] > before, "the damaged model is made again"
+    assert count["models"] + count["attacks"] == 1, "and no other"
     assert count["cells"] == 6
     assert [(c.cacc, c.asr) for c in again] == [(c.cacc, c.asr) for c in whole]
 

@@ -173,11 +173,12 @@ def run_grid(
             cell = _kept(folder, key)
             if cell is None:
                 with stage(f"{place.data} {place.attack} {place.defense} {place.seed}"):
-                    group = group_key(recipe, corpora[name])
+                    group = _digest(_decides(recipe, corpora[name]))
                     if shared is None or shared[0] != group:
-                        shared = (group, _share(recipe, corpora[name], folder / "models" / group, precision, device, keep=keep_models))
+                        models = _Models(folder / "models" if keep_models else None, precision, device)
+                        shared = (group, models.shared(recipe, corpora[name]))
                     cell = _measure(place, key, recipe, shared[1]).sealed()
-                _keep(folder, cell)
+                    _keep(folder, cell)
         except Exception as error:  # whatever happens in one cell, the others are measured
             text = str(error) if isinstance(error, ExciseError) else f"{type(error).__name__}: {error}"
             cell = Cell(key="", settings=recipe.settings(), error=" ".join(text.split())[:500], **vars(place))
@@ -191,11 +192,6 @@ def run_grid(
 def cell_key(recipe: Recipe, corpus: Corpus) -> str:
     """The hash of all that decides a cell: every setting, the texts themselves, and the versions that compute."""
     return _digest({**_decides(recipe, corpus), "defenses": recipe.settings()["defenses"]})
-
-
-def group_key(recipe: Recipe, corpus: Corpus) -> str:
-    """The hash of all that decides a backdoored model."""
-    return _digest(_decides(recipe, corpus))
 
 
 def _decides(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
@@ -212,27 +208,46 @@ def _recipe(grid: Grid, place: Place) -> Recipe:
     return load_recipe({**content, **grid.data[place.data]})
 
 
-def _share(recipe: Recipe, corpus: Corpus, folder: Path, precision: Precision, device: str | None, *, keep: bool) -> _Shared:
-    """The backdoored model and its twin: from `folder` if they are there whole, otherwise made, and kept."""
-    seed = derive(recipe.seed, "attack")
-    options: dict[str, Any] = {"max_length": recipe.max_length, "precision": precision, "device": device}
-    attack: Attack = recipe.attack
-    if _is_whole(folder):
-        bad, twin = (Victim.load(folder / name, **options) for name in ("backdoored", "clean"))
+@dataclass(frozen=True)
+class _Models:
+    """Trained models, kept in a folder by the hash of all that decides them."""
+
+    folder: Path | None
+    precision: Precision
+    device: str | None
+
+    def shared(self, recipe: Recipe, corpus: Corpus) -> _Shared:
+        """The backdoored model and its twin; attacks with the same training have the same twin."""
+        attack: Attack = recipe.attack
+        seed = derive(recipe.seed, "attack")
+        options: dict[str, Any] = {"max_length": recipe.max_length, "precision": self.precision, "device": self.device}
+
+        def base() -> Victim:
+            return Victim.load(recipe.model, label_names=corpus.train.label_names, seed=recipe.seed, **options)
+
+        decides = _decides(recipe, corpus)
+        bad = self._model(decides, lambda: attack(base(), corpus.train, seed=seed).victim, options)
+        training = {"training": registry.settings(attack)["training"]}
+        alike = {**decides, "settings": {**decides["settings"], "attack": training}}
+        twin = self._model(alike, lambda: clean_twin(attack, base(), corpus.train, seed=seed), options)
         return _Shared(corpus, Backdoor(bad, attack.trigger, corpus.train.label_id(attack.target_label)), twin)
-    base = Victim.load(recipe.model, label_names=corpus.train.label_names, seed=recipe.seed, **options)
-    backdoor = attack(base, corpus.train, seed=seed)
-    twin = clean_twin(attack, base, corpus.train, seed=seed)
-    if keep:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as place:
-            fresh = Path(place) / "new"
-            for name, victim in (("backdoored", backdoor.victim), ("clean", twin)):
-                victim.save(fresh / name)
+
+    def _model(self, decides: Mapping[str, Any], make: Callable[[], Victim], options: Mapping[str, Any]) -> Victim:
+        """From its folder if it is there whole, otherwise made, and kept."""
+        if self.folder is None:
+            return make()
+        place = self.folder / _digest(decides)
+        if _is_whole(place):
+            return Victim.load(place / "model", **options)
+        victim = make()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=self.folder) as temporary:
+            fresh = Path(temporary) / "new"
+            victim.save(fresh / "model")
             (fresh / "files.json").write_text(json.dumps(_files(fresh)))
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
-    return _Shared(corpus, backdoor, twin)
+            shutil.rmtree(place, ignore_errors=True)
+            fresh.rename(place)
+        return victim
 
 
 def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
