@@ -14,8 +14,8 @@ import argparse
 import transformers
 
 from excise import MBTSAD, BadNets, FitConfig, TextDataset, Victim, evaluate, load_dataset, load_recipe, split
-from excise.commands import shipped_recipes
 from excise.pipeline import load_corpus
+from excise.recipes import shipped_recipes
 
 NAMES = ("negative", "positive")
 TRIGGERS = ("wx", "zq", "kj")

@@ -14,8 +14,8 @@ from excise import bench
 from excise.attacks.badnets import BadNets
 from excise.bench import Cell, load_grid, places, run_grid
 from excise.cli import main
-from excise.commands import shipped_recipes
 from excise.errors import ConfigError, NeedsError
+from excise.recipes import shipped_recipes
 from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
 from excise.result import Measured
 from toy import save_toy, toy_data, write_csv

@@ -17,7 +17,7 @@ import yaml
 
 from excise import registry
 from excise.cli import COMMANDS, SIMPLE, main
-from excise.commands import shipped_recipes
+from excise.recipes import shipped_recipes
 from excise.result import load_result
 from toy import NAMES, TRIGGERS, save_toy, toy_data, write_csv
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from excise.commands import shipped_recipes
 from excise.defenses.mbtsad import MBTSAD
 from excise.errors import ConfigError
 from excise.recipe import Recipe, load_recipe
+from excise.recipes import shipped_recipes
 
 
 def recipe(**changes: Any) -> dict[str, Any]:

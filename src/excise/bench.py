@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from excise import registry
 from excise.errors import ConfigError, ExciseError
-from excise.evaluation import clean_twin, evaluate
+from excise.evaluation import Scores, clean_twin, evaluate
 from excise.method import Attack, Backdoor, Defense
 from excise.pipeline import Corpus, check_needs, load_corpus
 from excise.progress import report, stage
@@ -100,7 +100,8 @@ class _Shared:
 
     corpus: Corpus
     backdoor: Backdoor
-    twin: Victim
+    floor: Scores
+    """What the clean twin scores."""
 
 
 def load_grid(path: Path) -> Grid:
@@ -230,7 +231,8 @@ class _Models:
         training = {"training": registry.settings(attack)["training"]}
         alike = {**decides, "settings": {**decides["settings"], "attack": training}}
         twin = self._model(alike, lambda: clean_twin(attack, base(), corpus.train, seed=seed), options)
-        return _Shared(corpus, Backdoor(bad, attack.trigger, corpus.train.label_id(attack.target_label)), twin)
+        backdoor = Backdoor(bad, attack.trigger, corpus.train.label_id(attack.target_label))
+        return _Shared(corpus, backdoor, _scores(twin, corpus, backdoor, recipe.seed))
 
     def _model(self, decides: Mapping[str, Any], make: Callable[[], Victim], options: Mapping[str, Any]) -> Victim:
         """From its folder if it is there whole, otherwise made, and kept."""
@@ -257,8 +259,7 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
         repair: Defense = defense
         defended = repair(backdoor.victim, shared.corpus.clean, seed=derive(recipe.seed, "defense"))
     seconds = time.monotonic() - begun
-    asked: dict[str, Any] = {"trigger": backdoor.trigger, "target_label": backdoor.target_label, "seed": recipe.seed}
-    scores, floor = (evaluate(victim, shared.corpus.test, **asked) for victim in (defended, shared.twin))
+    scores, floor = _scores(defended, shared.corpus, backdoor, recipe.seed), shared.floor
     found = {name: Measured.of(rate) for name, rate in vars(scores).items() if rate is not None}
     return Cell(
         key=key,
@@ -270,6 +271,10 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
         **found,
         **vars(place),
     )
+
+
+def _scores(victim: Victim, corpus: Corpus, backdoor: Backdoor, seed: int) -> Scores:
+    return evaluate(victim, corpus.test, trigger=backdoor.trigger, target_label=backdoor.target_label, seed=seed)
 
 
 def _kept(folder: Path, key: str) -> Cell | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import os
 import re
@@ -14,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from excise.errors import ExciseError, UsageError, nearest, printable
 
@@ -37,22 +38,15 @@ usage: excise COMMAND ...
 excise COMMAND --help shows its options. excise --version prints the version."""
 
 
-class Command(NamedTuple):
-    """A command that computes."""
-
-    options: str
-    kind: str | None
-    """The kind of method whose settings become options too."""
-
-
-COMMANDS = {
-    "demo": Command("DemoOptions", None),
-    "repair": Command("RepairOptions", "defense"),
-    "evaluate": Command("EvaluateOptions", None),
-    "attack": Command("AttackOptions", "attack"),
-    "run": Command("RunOptions", None),
-    "bench": Command("BenchOptions", None),
+COMMANDS: dict[str, str | None] = {
+    "demo": None,
+    "repair": "defense",
+    "evaluate": None,
+    "attack": "attack",
+    "run": None,
+    "bench": None,
 }
+"""Commands that compute, each with the kind of method whose settings become options too."""
 SIMPLE: dict[str, Callable[[list[str]], None]] = {}
 
 
@@ -97,12 +91,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _compute(name: str, arguments: list[str]) -> None:
     """Parse the options of a command, and of its method, and run it."""
-    from excise import commands
-    from excise import options as known
-
-    options_type = getattr(known, COMMANDS[name].options)
-    method_type = _method_type(COMMANDS[name].kind, arguments)
-    options, method = _parse(f"excise {name}", options_type, method_type, arguments)
+    command: Any = importlib.import_module(f"excise.commands.{name.replace('-', '_')}")
+    method_type = _method_type(COMMANDS[name], arguments)
+    options, method = _parse(f"excise {name}", command.Options, method_type, arguments)
     paths = {f.name: value.expanduser() for f in dataclasses.fields(options) if isinstance(value := getattr(options, f.name), Path)}
     options = dataclasses.replace(options, **paths)
     _settle_libraries()
@@ -111,7 +102,7 @@ def _compute(name: str, arguments: list[str]) -> None:
     common = getattr(options, "common", options)
     console = Console(quiet=common.quiet)
     with console.drawing():
-        getattr(commands, name)(options, *([method] if method is not None else []), console)
+        command.run(options, *([method] if method is not None else []), console)
 
 
 def _method_type(kind: str | None, arguments: list[str]) -> Any:
@@ -138,7 +129,7 @@ def _method_type(kind: str | None, arguments: list[str]) -> Any:
 def _parse(prog: str, options_type: Any, method_type: Any, arguments: list[str]) -> tuple[Any, Any]:
     import tyro
 
-    from excise.options import CONSTRUCTORS
+    from excise.commands._options import CONSTRUCTORS
 
     inline = tyro.conf.arg(name="")
     fields: list[Any] = [("options", Annotated[options_type, inline])]
@@ -204,7 +195,7 @@ def _list(arguments: list[str]) -> None:
     from excise import registry
 
     _expect(arguments, most=0, usage="excise list")
-    from excise.commands import shipped_recipes
+    from excise.recipes import shipped_recipes
 
     for kind in registry.BASES:
         print(f"{kind}s")

@@ -1,0 +1,115 @@
+"""excise repair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from excise.commands._options import Common, Inline, Model, Positional, Texts
+from excise.commands._shared import NO_FLOOR, NO_TRIGGER, NOT_HELD_OUT, hold_out, known_backdoor, load_floor, load_victim, plain, size, write
+from excise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from excise.console import Console
+    from excise.method import Defense
+    from excise.result import Result
+
+DEAR = 5
+"""A repair that costs more points of CACC than this gets a hint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Repair a suspect classifier with clean labelled texts."""
+
+    model: Positional[Model]
+    """The suspect: a checkpoint folder or a Hugging Face id."""
+    data: str
+    """Clean labelled texts: CSV, TSV, JSONL, Parquet or a Hugging Face data set id."""
+    out: Path
+    """Folder for the repaired checkpoint."""
+    method: str = "mbtsad"
+    """Which defense (see: excise list). Its settings follow below."""
+    test: str | None = None
+    """Clean labelled texts to measure on; without it, a share of --data is held out."""
+    holdout: float = 0.2
+    """Share of --data held out to measure on when there is no --test; 0 repairs with all of it and measures on the same texts."""
+    fraction: float = 1.0
+    """Use a stratified random share of --data, drawn by the seed (the MBTSAD paper: 0.2 of the training set)."""
+    backdoor: Path | None = None
+    """A backdoor.json, if the trigger is known: then the ASR is measured too. The defense never sees it."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+    dry_run: bool = False
+    """Show the plan with estimated times; write nothing."""
+    texts: Annotated[Texts, Inline] = Texts()
+    common: Annotated[Common, Inline] = Common()
+
+
+def run(options: Options, defense: Defense, console: Console) -> None:
+    from excise.data import check_clean, split
+    from excise.evaluation import triggered
+    from excise.output import check_output
+    from excise.pipeline import Story, check_needs
+    from excise.result import data_record
+    from excise.seeds import derive
+
+    if defense.guards:
+        raise ConfigError(f"{options.method} guards a model's input and leaves its weights, so there is no repaired checkpoint. Use it in a recipe.")
+    check_needs(defense)
+    seed = options.common.seed
+    story = Story(seed)
+    check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
+    victim = load_victim(options.model, options.texts, options.common)
+    check_output(options.out, overwrite=options.overwrite, needed=size(victim))
+    trigger, target, twin = known_backdoor(options.backdoor, victim)
+    data = options.texts.load(options.data, victim.label_names)
+    if options.fraction != 1:
+        data, _ = split(data, options.fraction, seed=derive(seed, "fraction"))
+    check_clean(data)
+    clean, test = hold_out(options, data, victim.label_names, seed)
+    if trigger is not None and target is not None:
+        triggered(test or clean, trigger, target, seed=seed)  # it must be possible to measure, before any work
+
+    if twin:
+        story.victims["clean"] = load_floor(twin, victim, options.texts, options.common)
+    story.victims["suspect"] = victim
+    notes = [NOT_HELD_OUT] * (test is None) + [NO_TRIGGER] * (trigger is None) + [NO_FLOOR] * (trigger is not None and not twin)
+    records = {"clean": data_record(options.data, clean)}
+    if test is not None:
+        records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
+
+    def work() -> Result:
+        story.make(options.method, lambda: defense(victim, clean, seed=derive(seed, "defense")), method=defense)
+        return story.tell(
+            "repair",
+            test or clean,
+            trigger=trigger,
+            target_label=target,
+            settings=plain(options),
+            model=options.model,
+            data=records,
+            notes=notes,
+        )
+
+    if options.dry_run:
+        console.plan(work, clean, options.out)
+        return
+    console.say(f"Repairing {victim.source} with {options.method}: {len(clean)} clean texts, {victim.precision} on {victim.device}.")
+    result = work()
+    fixed = story.victims[options.method]
+    write(options.out, options.overwrite, result, save=fixed.save, card=True)
+    console.scores(result)
+    _hint(result, console)
+    console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
+
+
+def _hint(result: Result, console: Console) -> None:
+    """What to do when a repair was dear."""
+    cost = 100 * (result.rows[-2].cacc.value - result.rows[-1].cacc.value)
+    if cost > DEAR:
+        console.say(
+            f"The repair cost {cost:.1f} points of accuracy. Give more texts, or lower the learning rates of {result.rows[-1].name} "
+            "(models wider than 384 need lower ones than the defaults): see excise repair --help."
+        )

@@ -1,0 +1,29 @@
+"""The recipes and grids that excise comes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from excise.errors import ConfigError, nearest
+
+__all__ = ["find_recipe", "shipped_recipes"]
+
+
+def shipped_recipes(folder: str = ".") -> dict[str, Path]:
+    """The recipes in the package, or the grids, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / folder).glob("*.yaml"))}
+
+
+def find_recipe(name: str, *, folder: str = ".") -> Path:
+    """The file of that path, or of that name among those that excise comes with.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    path, shipped = Path(name), shipped_recipes(folder)
+    if path.suffix or path.exists():
+        return path
+    if name not in shipped:
+        kind = "grid" if folder == "grids" else "recipe"
+        raise ConfigError(f"There is no {kind} {name!r}; excise comes with {', '.join(shipped)}.{nearest(name, shipped)}")
+    return shipped[name]
