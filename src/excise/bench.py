@@ -24,7 +24,7 @@ from excise import registry
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate
 from excise.method import Attack, Backdoor, Defense
-from excise.pipeline import Corpus, check_needs, load_corpus
+from excise.pipeline import Corpus, check_needs, load_corpus, method_notes
 from excise.progress import report, stage
 from excise.recipe import Recipe, load_recipe
 from excise.result import Measured
@@ -85,6 +85,7 @@ class Cell(BaseModel):
     twin_cacc: Measured | None = None
     seconds: float | None = None
     precision: str | None = None
+    notes: tuple[str, ...] = ()
     error: str | None = None
     digest: str = ""
 
@@ -268,6 +269,7 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
         twin_cacc=Measured.of(floor.cacc),
         seconds=round(seconds, 1),
         precision=defended.precision,
+        notes=tuple(note for defense in recipe.defenses for note in method_notes(defense)),
         **found,
         **vars(place),
     )

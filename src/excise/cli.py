@@ -31,6 +31,7 @@ usage: excise COMMAND ...
   attack     plant a backdoor of your own, to test defenses (research use)
   run        run a recipe: attack, defenses, evaluation
   bench      measure a grid of attacks, defenses, data and seeds; resumes
+  train-lm   make a small language model from clean texts, for onion and cwea
   list       the methods and recipes there are
   cite       the reference of a method
   env        versions, device and precision, for bug reports
@@ -45,6 +46,7 @@ COMMANDS: dict[str, str | None] = {
     "attack": "attack",
     "run": None,
     "bench": None,
+    "train-lm": None,
 }
 """Commands that compute, each with the kind of method whose settings become options too."""
 SIMPLE: dict[str, Callable[[list[str]], None]] = {}

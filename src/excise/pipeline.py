@@ -15,14 +15,15 @@ from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
-from excise.method import Attack, Backdoor, Defense, Detector, Method, Trigger
+from excise.language_model import trained_texts
+from excise.method import Attack, Backdoor, Method, Trigger
 from excise.progress import observe, stage
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, Row, command_line, data_record, row
 from excise.seeds import derive, generator
 from excise.victim import REJECTED, Precision, Victim
 
-__all__ = ["Corpus", "Story", "load_corpus", "make_examples", "run", "save_backdoor"]
+__all__ = ["Corpus", "Story", "load_corpus", "make_examples", "method_notes", "run", "save_backdoor"]
 
 CLEAN_TWIN = "clean-twin"
 """Folder, inside that of a backdoored checkpoint, of the model trained alike without the backdoor."""
@@ -97,6 +98,7 @@ class Story:
             if unseen := unseen_triggers(some, test, trigger, target_label, seed=self.seed):
                 cut = f"Cut to {some.max_length} tokens, {unseen} triggered texts show nothing of the trigger; they lower every ASR."
                 notes = [*notes, cut]
+        notes = [*notes, *dict.fromkeys(note for method in self.methods.values() for note in method_notes(method))]
         return Result(
             kind=kind,
             command=command_line(),
@@ -154,8 +156,8 @@ def run(
     )
 
 
-def check_needs(method: Defense | Detector) -> None:
-    """Refuse a defense that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
+def check_needs(method: Method) -> None:
+    """Refuse a method that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
 
     Raises:
         NeedsError: Something is missing.
@@ -164,9 +166,22 @@ def check_needs(method: Defense | Detector) -> None:
         setting = need.name.lower()
         if getattr(method, setting, None) in (None, ""):
             raise NeedsError(f"{registry.name_of(method)} needs {need.value}. Give it as the setting {setting}.")
-    for field in dataclasses.fields(method):  # type: ignore[arg-type]
-        if isinstance(inner := getattr(method, field.name), Defense | Detector):
-            check_needs(inner)
+    for inner in _settings_that_are_methods(method):
+        check_needs(inner)
+
+
+def method_notes(method: Method) -> list[str]:
+    """What a reader of a result should know of how a method came to it."""
+    source = getattr(method, "language_model", None)
+    texts = trained_texts(source) if source else None
+    name = registry.name_of(method)
+    notes = [] if texts is None else [f"{name} used a small language model, made by excise train-lm from {texts} texts; a large one may do better."]
+    return notes + [note for inner in _settings_that_are_methods(method) for note in method_notes(inner)]
+
+
+def _settings_that_are_methods(method: Method) -> list[Method]:
+    fields = dataclasses.fields(method)  # type: ignore[arg-type]
+    return [inner for field in fields if isinstance(inner := getattr(method, field.name), Method)]
 
 
 def load_corpus(recipe: Recipe) -> Corpus:

@@ -57,6 +57,7 @@ def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[flo
         notes = [
             *([f"{len(failed)} failed: {failed[0].error}"] if failed else []),
             *([f"{len(without)} not scored: the undefended ASR is not above the floor"] if without else []),
+            *dict.fromkeys(note for cell in good for note in cell.notes),
         ]
         theirs = paper.get(attack, {}).get(defense)
         cacc, asr, floor, flip = (_mean([getattr(cell, key) for cell in scored]) for key in ("cacc", "asr", "floor", "clean_flip"))
