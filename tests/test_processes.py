@@ -71,8 +71,8 @@ def test_a_recipe_on_two_processes_gives_the_models_of_one(tmp_path: Path, capsy
         one, two = (load_file(tmp_path / folder / name / "model.safetensors") for folder in ("one", "two"))
         assert furthest(one, before) > 100 * TOLERANCE, "the tolerance is far below what training changes"
         assert furthest(one, two) < TOLERANCE, name
-    rows = [json.loads((tmp_path / folder / "result.json").read_text())["rows"] for folder in ("one", "two")]
-    assert [[row["cacc"] for row in each] for each in rows][0] == [[row["cacc"] for row in each] for each in rows][1]
+    one, two = (json.loads((tmp_path / folder / "result.json").read_text())["rows"] for folder in ("one", "two"))
+    assert [row["cacc"] for row in one] == [row["cacc"] for row in two]
 
 
 @pytest.mark.slow

@@ -6,14 +6,13 @@ A cell is one repaired model and its scores. Cells of one (data, attack, seed) s
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from excise import registry
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate
+from excise.kept import digest, is_whole, keep_folder
 from excise.method import Attack, Backdoor, Defense
 from excise.pipeline import Corpus, check_needs, load_corpus
 from excise.progress import report, stage
@@ -91,7 +91,7 @@ class Cell(BaseModel):
     def sealed(self) -> Cell:
         """As its file has it: plain data, with the digest of everything else."""
         plain = self.model_dump(exclude={"digest"}, mode="json")
-        return Cell.model_validate({**plain, "digest": _digest(plain)})
+        return Cell.model_validate({**plain, "digest": digest(plain)})
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def run_grid(
     device: str | None = None,
     keep_models: bool = True,
     on_cell: Callable[[Cell], None] | None = None,
+    spread: Spread | None = None,
 ) -> list[Cell]:
     """Measure every cell that is not there yet; a cell that fails becomes a cell with its error, and the grid goes on.
 
@@ -157,49 +158,128 @@ def run_grid(
         precision: Arithmetic.
         device: Where models go.
         keep_models: Whether backdoored models stay in `folder` for other defenses later.
-        on_cell: Called with each cell, in order, whether it was measured now or found.
+        on_cell: Called with each cell when it is measured or found.
+        spread: Who measures: this process, one group after another, or a `Cluster`. Only this process writes cells.
     """
-    cells: list[Cell] = []
-    shared: tuple[str, _Shared] | None = None
-    corpora: dict[str, Corpus] = {}
+    cells: dict[Place, Cell] = {}
     everything = places(grid)
-    for done, place in enumerate(everything):
-        report("grid", done, len(everything))
-        recipe = _recipe(grid, place)
-        name = json.dumps([place.data, place.seed])
-        try:
-            if name not in corpora:
-                corpora = {name: load_corpus(recipe)}
-            key = cell_key(recipe, corpora[name])
-            cell = _kept(folder, key)
-            if cell is None:
-                with stage(f"{place.data} {place.attack} {place.defense} {place.seed}"):
-                    group = _digest(_decides(recipe, corpora[name]))
-                    if shared is None or shared[0] != group:
-                        models = _Models(folder / "models" if keep_models else None, precision, device)
-                        shared = (group, models.shared(recipe, corpora[name]))
-                    cell = _measure(place, key, recipe, shared[1]).sealed()
-                    _keep(folder, cell)
-        except Exception as error:  # whatever happens in one cell, the others are measured
-            text = str(error) if isinstance(error, ExciseError) else f"{type(error).__name__}: {error}"
-            cell = Cell(key="", settings=recipe.settings(), error=" ".join(text.split())[:500], **vars(place))
-        cells.append(cell)
+
+    def arrived(cell: Cell) -> None:
+        cells[Place(cell.data, cell.attack, cell.defense, cell.seed)] = cell
+        report("grid", len(cells), len(everything))
         if on_cell:
             on_cell(cell)
-    report("grid", len(everything), len(everything))
-    return cells
+
+    def left() -> Iterator[Work]:
+        for work, found in _groups(grid, folder):
+            for cell in found:
+                arrived(cell)
+            if work:
+                yield work
+
+    report("grid", 0, len(everything))
+    how = How(grid, folder.absolute() / "models" if keep_models else None, precision, device)
+    with contextlib.closing((spread or in_turn)(how, left())) as measured:
+        for cell in measured:
+            if not cell.error:
+                _keep(folder, cell)
+            arrived(cell)
+    return [cells[place] for place in everything]
+
+
+@dataclass(frozen=True)
+class How:
+    """What every group of a run has in common; plain data, for workers elsewhere too."""
+
+    grid: Grid
+    models: Path | None
+    """Where models are kept."""
+    precision: Precision
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be measured of one group, that is of one (data, attack, seed)."""
+
+    corpus: Corpus
+    keys: Mapping[Place, str]
+
+
+Spread = Callable[[How, Iterator[Work]], Generator[Cell]]
+"""Measures every cell of every group and gives them in any order."""
+
+
+def in_turn(how: How, groups: Iterator[Work]) -> Generator[Cell]:
+    """In this process, one after another."""
+    for work in groups:
+        group = Group(how, work.corpus)
+        for place, key in work.keys.items():
+            yield group.measure(place, key)
+
+
+class Group:
+    """Measures cells of one group, one after another; the models that they share are made for the first."""
+
+    def __init__(self, how: How, corpus: Corpus) -> None:
+        self.how, self.corpus = how, corpus
+        self.shared: _Shared | None = None
+
+    def measure(self, place: Place, key: str) -> Cell:
+        """One cell; whatever goes wrong is written in it, so that the others are measured."""
+        recipe = _recipe(self.how.grid, place)
+        try:
+            if cell_key(recipe, self.corpus) != key:
+                raise ConfigError(f"The worker has {_versions()}, which differ from the driver's versions. Install the same on both.")
+            with stage(f"{place.data} {place.attack} {place.defense} {place.seed}"):
+                if self.shared is None:
+                    self.shared = _Models(self.how.models, self.how.precision, self.how.device).shared(recipe, self.corpus)
+                return _measure(place, key, recipe, self.shared).sealed()
+        except Exception as error:
+            return failed(self.how.grid, place, error)
+
+
+def failed(grid: Grid, place: Place, error: Exception) -> Cell:
+    """The cell of what could not be measured; it is not kept, so another run tries again."""
+    text = str(error) if isinstance(error, ExciseError) else f"{type(error).__name__}: {error}"
+    return Cell(key="", settings=_recipe(grid, place).settings(), error=" ".join(text.split())[:500], **vars(place))
+
+
+def _groups(grid: Grid, folder: Path) -> Iterator[tuple[Work | None, list[Cell]]]:
+    """Every group, in order, with its cells that an earlier run left, or that fail because their texts cannot be read."""
+    corpora: dict[tuple[str, int], Corpus] = {}
+    for (data, _, seed), members in groupby(places(grid), key=lambda place: (place.data, place.attack, place.seed)):
+        keys: dict[Place, str] = {}
+        found: list[Cell] = []
+        for place in members:
+            recipe = _recipe(grid, place)
+            try:
+                if (data, seed) not in corpora:
+                    corpora = {name: corpus for name, corpus in corpora.items() if name[0] == data}
+                    corpora[data, seed] = load_corpus(recipe)
+                keys[place] = cell_key(recipe, corpora[data, seed])
+            except Exception as error:
+                found.append(failed(grid, place, error))
+                continue
+            if cell := _kept(folder, keys[place]):
+                found.append(cell)
+                del keys[place]
+        yield (Work(corpora[data, seed], keys) if keys else None), found
 
 
 def cell_key(recipe: Recipe, corpus: Corpus) -> str:
     """The hash of all that decides a cell: every setting, the texts themselves, and the versions that compute."""
-    return _digest({**_decides(recipe, corpus), "defenses": recipe.settings()["defenses"]})
+    return digest({**_decides(recipe, corpus), "defenses": recipe.settings()["defenses"]})
 
 
 def _decides(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "defenses")}
     texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": versions}
+    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers")}
 
 
 def _recipe(grid: Grid, place: Place) -> Recipe:
@@ -238,17 +318,11 @@ class _Models:
         """From its folder if it is there whole, otherwise made, and kept."""
         if self.folder is None:
             return make()
-        place = self.folder / _digest(decides)
-        if _is_whole(place):
+        place = self.folder / digest(decides)
+        if is_whole(place):
             return Victim.load(place / "model", **options)
         victim = make()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=self.folder) as temporary:
-            fresh = Path(temporary) / "new"
-            victim.save(fresh / "model")
-            (fresh / "files.json").write_text(json.dumps(_files(fresh)))
-            shutil.rmtree(place, ignore_errors=True)
-            fresh.rename(place)
+        keep_folder(place, lambda fresh: victim.save(fresh / "model"))
         return victim
 
 
@@ -292,24 +366,3 @@ def _keep(folder: Path, cell: Cell) -> None:
     with tempfile.NamedTemporaryFile("w", dir=cells, prefix=".", suffix=".json", delete=False, encoding="utf-8") as file:
         file.write(cell.model_dump_json(indent=1) + "\n")
     Path(file.name).replace(cells / f"{cell.key}.json")
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "files.json").read_text()) == _files(folder)
-    except (OSError, ValueError):
-        return False
-
-
-def _files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of the models in a folder."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "files.json":
-            with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]

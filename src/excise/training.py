@@ -132,7 +132,8 @@ def fit(
             descent.zero_grad()
             values = {}
             if step % every == 0 or step == steps:
-                values["loss"] = _finite(accelerator.reduce(value.detach(), "mean").item(), name, step, config)
+                mean: Any = accelerator.reduce(value.detach(), "mean")
+                values["loss"] = _finite(mean.item(), name, step, config)
             if report(name, step, steps, **values):
                 break
         model = accelerator.unwrap_model(model)
