@@ -24,6 +24,14 @@ needs_ray = pytest.mark.skipif(not __import__("importlib").util.find_spec("ray")
 TASK = Cluster(cpus_per_task=1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_token() -> Iterator[None]:
+    """Without a token, Ray would write one into the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        yield
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """One Ray of two cores for all tests: `Cluster` takes the one that is running."""

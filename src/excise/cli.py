@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was kept.", 130)
+        kept = "run it again to go on" if arguments[:1] == ["bench"] else "nothing was kept"
+        return _fail(f"interrupted; {kept}.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -13,9 +13,12 @@ groups whose attacks train alike have the same clean twin, which both make if th
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import signal
 import socket
 import tempfile
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,14 +100,19 @@ class Cluster(Settings):
             quiet |= {"include_dashboard": False}
         else:
             _check_address(self.address)
-        try:
-            ray.init(self.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-            raise ClusterError(f"The cluster {self.address} cannot be used: {_last_line(error)}") from error
+        logging.getLogger("ray").setLevel(logging.ERROR)  # its options do not reach what it says about tokens
+        with _own_signals():
+            try:
+                with warnings.catch_warnings(action="ignore"):  # the error says the same
+                    ray.init(self.address, **quiet)
+            except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+                hint = " If it asks for a token, set RAY_AUTH_MODE=token and see ray get-auth-token." if self.address != "local" else ""
+                raise ClusterError(f"The cluster {self.address} cannot be used: {_last_line(error).rstrip('.')}.{hint}") from error
         try:
             yield ray
         finally:
-            ray.shutdown()
+            with _own_signals():
+                ray.shutdown()
 
     def _check_room(self, ray: Any) -> None:
         """Refuse a task that fits on no machine that is there; it would wait for ever."""
@@ -128,6 +136,18 @@ class Worker:
     def measure(self, place: Place, key: str) -> str:
         """One cell, as JSON."""
         return self.group.measure(place, key).model_dump_json()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """What SIGINT and SIGTERM do stays as it was; Ray would end the process with a dump of its stack."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # only the main thread may set them
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
