@@ -12,9 +12,10 @@ import yaml
 
 from excise import bench
 from excise.attacks.badnets import BadNets
-from excise.bench import Cell, load_grid, places, run_grid
+from excise.bench import Cell, run_grid
 from excise.cli import main
 from excise.errors import ConfigError, NeedsError
+from excise.grid import Grid, load_grid, place_recipe, places
 from excise.recipes import shipped_recipes
 from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
 from excise.result import Measured
@@ -39,7 +40,7 @@ def content(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def grid(content: dict[str, Any], tmp_path: Path) -> bench.Grid:
+def grid(content: dict[str, Any], tmp_path: Path) -> Grid:
     return load_grid(written(content, tmp_path))
 
 
@@ -68,7 +69,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-def test_each_model_is_made_once_and_each_cell_measured_once(grid: bench.Grid, tmp_path: Path, count: dict[str, int]) -> None:
+def test_each_model_is_made_once_and_each_cell_measured_once(grid: Grid, tmp_path: Path, count: dict[str, int]) -> None:
     cells = run_grid(grid, tmp_path / "out")
     assert [(cell.data, cell.attack, cell.defense, cell.seed) for cell in cells] == [
         ("A", "Bad", defense, seed) for seed in (0, 1) for defense in ("none", "Fine", "Refuse")
@@ -79,7 +80,7 @@ def test_each_model_is_made_once_and_each_cell_measured_once(grid: bench.Grid, t
     assert count == {"models": 2, "cells": 6, "attacks": 2}, "nothing is made again"
 
 
-def test_a_killed_grid_goes_on_where_it_was(grid: bench.Grid, tmp_path: Path, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_grid_goes_on_where_it_was(grid: Grid, tmp_path: Path, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_grid(grid, tmp_path / "whole")
     keep = bench._keep
     kept: list[Cell] = []
@@ -136,7 +137,7 @@ def test_sources_and_seeds_can_be_given_from_outside(content: dict[str, Any], tm
         load_grid(written(content, tmp_path), train="mine.csv")
 
 
-def test_damaged_entries_are_made_again(grid: bench.Grid, tmp_path: Path, count: dict[str, int]) -> None:
+def test_damaged_entries_are_made_again(grid: Grid, tmp_path: Path, count: dict[str, int]) -> None:
     out = tmp_path / "out"
     whole = run_grid(grid, out)
     cell = out / "cells" / f"{whole[1].key}.json"
@@ -163,7 +164,7 @@ def test_the_key_holds_all_that_decides_a_cell(change: str, content: dict[str, A
         grid = load_grid(written(content, tmp_path))
         found = []
         for place in places(grid):
-            recipe = bench._recipe(grid, place)
+            recipe = place_recipe(grid, place)
             found.append(bench.cell_key(recipe, bench.load_corpus(recipe)))
         return found
 
@@ -184,7 +185,7 @@ def test_the_key_holds_all_that_decides_a_cell(change: str, content: dict[str, A
     assert changed == ([False, True, False] * 2 if change == "defense" else [True] * 6)
 
 
-def test_a_failing_cell_is_a_row_and_the_others_go_on(grid: bench.Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_cell_is_a_row_and_the_others_go_on(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from excise.defenses.cft import CFT
 
     def fail(*_: Any, **__: Any) -> None:

@@ -6,64 +6,35 @@ A cell is one repaired model and its scores. Cells of one (data, attack, seed) s
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from excise import registry
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate
+from excise.grid import Grid, Place, place_recipe, places
+from excise.kept import digest, file_hashes, is_whole, keep_folder
 from excise.method import Attack, Backdoor, Defense
-from excise.pipeline import Corpus, check_needs, load_corpus, method_notes
+from excise.pipeline import Corpus, load_corpus, method_notes
 from excise.progress import report, stage
-from excise.recipe import Recipe, load_recipe
+from excise.recipe import Recipe
 from excise.result import Measured
 from excise.seeds import derive
-from excise.settings import Settings, validate
 from excise.victim import Precision, Victim
 
-__all__ = ["Cell", "Grid", "Place", "load_grid", "run_grid"]
+__all__ = ["Cell", "run_grid"]
 
 VERSION = 1
 """Counts changes of this file that change what a cell measures; part of every key."""
-NONE = "none"
-"""The defense that does nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid(Settings):
-    """What is compared with what. Mappings go from the name shown in the table to settings."""
-
-    name: str
-    data: dict[str, dict[str, Any]]
-    """What a recipe says of data: train, test, label_names, train_size, test_size, clean_fraction, max_length."""
-    attacks: dict[str, dict[str, Any] | str]
-    defenses: dict[str, dict[str, Any] | str]
-    """Without 'none', which is always measured."""
-    model: str = "default"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    paper: dict[str, dict[str, tuple[float | None, float]]] | None = None
-    """attack -> defense -> the paper's (CACC, ASR) in per cent, shown beside ours; a CACC that it does not give is null."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """One cell of the grid."""
-
-    data: str
-    attack: str
-    defense: str
-    seed: int
 
 
 class Cell(BaseModel):
@@ -92,7 +63,7 @@ class Cell(BaseModel):
     def sealed(self) -> Cell:
         """As its file has it: plain data, with the digest of everything else."""
         plain = self.model_dump(exclude={"digest"}, mode="json")
-        return Cell.model_validate({**plain, "digest": _digest(plain)})
+        return Cell.model_validate({**plain, "digest": digest(plain)})
 
 
 @dataclass(frozen=True)
@@ -105,58 +76,6 @@ class _Shared:
     """What the clean twin scores."""
 
 
-def load_grid(path: Path, *, train: str | None = None, test: str | None = None, seeds: tuple[int, ...] = ()) -> Grid:
-    """Read a grid and refuse it whole if any of its methods, fields or data is unknown.
-
-    Args:
-        path: A YAML file.
-        train: Where the training texts come from, in place of what the grid says; it must say the same of all its data.
-        test: The same for the test texts.
-        seeds: In place of the grid's.
-
-    Raises:
-        ConfigError: Something is not known or out of range, or a source is replaced that is not the only one; the message says where.
-        NeedsError: A defense lacks what it needs.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no grid {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no grid; keys such as name, data, attacks and defenses were expected.")
-    grid = validate(Grid, {**content, **({"seeds": list(seeds)} if seeds else {})}, str(path))
-    for role, source in (("train", train), ("test", test)):
-        if source is not None:
-            grid = replace(grid, data=_elsewhere(grid, role, source))
-    if NONE in grid.defenses:
-        raise ConfigError(f"{path}: defenses: {NONE!r} is always measured. Leave it out.")
-    for place in places(grid):
-        _recipe(grid, place)
-    for name, spec in grid.defenses.items():
-        check_needs(registry.build("defense", spec, f"{path}: defenses.{name}"))
-    return grid
-
-
-def _elsewhere(grid: Grid, role: str, source: str) -> dict[str, dict[str, Any]]:
-    """The grid's data with another source of training or test texts."""
-    if len({json.dumps(data.get(role), sort_keys=True) for data in grid.data.values()}) > 1:
-        raise ConfigError(f"--{role} was given, but the data of {grid.name} come from different places. Edit a copy of the grid.")
-    return {name: {**data, role: {"source": source}} for name, data in grid.data.items()}
-
-
-def places(grid: Grid) -> list[Place]:
-    """Every cell, those that share a backdoored model side by side."""
-    return [
-        Place(data, attack, defense, seed)
-        for data in grid.data
-        for attack in grid.attacks
-        for seed in grid.seeds
-        for defense in (NONE, *grid.defenses)
-    ]
-
-
 def run_grid(
     grid: Grid,
     folder: Path,
@@ -165,6 +84,7 @@ def run_grid(
     device: str | None = None,
     keep_models: bool = True,
     on_cell: Callable[[Cell], None] | None = None,
+    spread: Spread | None = None,
 ) -> list[Cell]:
     """Measure every cell that is not there yet; a cell that fails becomes a cell with its error, and the grid goes on.
 
@@ -174,56 +94,135 @@ def run_grid(
         precision: Arithmetic.
         device: Where models go.
         keep_models: Whether backdoored models stay in `folder` for other defenses later.
-        on_cell: Called with each cell, in order, whether it was measured now or found.
+        on_cell: Called with each cell when it is measured or found.
+        spread: Who measures: this process, one group after another, or a `Cluster`. Only this process writes cells.
     """
-    cells: list[Cell] = []
-    shared: tuple[str, _Shared] | None = None
-    corpora: dict[str, Corpus] = {}
+    cells: dict[Place, Cell] = {}
     everything = places(grid)
-    for done, place in enumerate(everything):
-        report("grid", done, len(everything))
-        recipe = _recipe(grid, place)
-        name = json.dumps([place.data, place.seed])
-        try:
-            if name not in corpora:
-                corpora = {name: load_corpus(recipe)}
-            key = cell_key(recipe, corpora[name])
-            cell = _kept(folder, key)
-            if cell is None:
-                with stage(f"{place.data} {place.attack} {place.defense} {place.seed}"):
-                    group = _digest(_decides(recipe, corpora[name]))
-                    if shared is None or shared[0] != group:
-                        models = _Models(folder / "models" if keep_models else None, precision, device)
-                        shared = (group, models.shared(recipe, corpora[name]))
-                    cell = _measure(place, key, recipe, shared[1]).sealed()
-                    _keep(folder, cell)
-        except Exception as error:  # whatever happens in one cell, the others are measured
-            text = str(error) if isinstance(error, ExciseError) else f"{type(error).__name__}: {error}"
-            cell = Cell(key="", settings=recipe.settings(), error=" ".join(text.split())[:500], **vars(place))
-        cells.append(cell)
+
+    def arrived(cell: Cell) -> None:
+        cells[Place(cell.data, cell.attack, cell.defense, cell.seed)] = cell
+        report("grid", len(cells), len(everything))
         if on_cell:
             on_cell(cell)
-    report("grid", len(everything), len(everything))
-    return cells
+
+    def left() -> Iterator[Work]:
+        for work, found in _groups(grid, folder):
+            for cell in found:
+                arrived(cell)
+            if work:
+                yield work
+
+    report("grid", 0, len(everything))
+    how = How(grid, folder.absolute() / "models" if keep_models else None, precision, device)
+    with contextlib.closing((spread or in_turn)(how, left())) as measured:
+        for cell in measured:
+            if not cell.error:
+                _keep(folder, cell)
+            arrived(cell)
+    return [cells[place] for place in everything]
+
+
+@dataclass(frozen=True)
+class How:
+    """What every group of a run has in common; plain data, for workers elsewhere too."""
+
+    grid: Grid
+    models: Path | None
+    """Where models are kept."""
+    precision: Precision
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be measured of one group, that is of one (data, attack, seed)."""
+
+    corpus: Corpus
+    keys: Mapping[Place, str]
+
+
+Spread = Callable[[How, Iterator[Work]], Generator[Cell]]
+"""Measures every cell of every group and gives them in any order."""
+
+
+def in_turn(how: How, groups: Iterator[Work]) -> Generator[Cell]:
+    """In this process, one after another."""
+    for work in groups:
+        group = Group(how, work.corpus)
+        for place, key in work.keys.items():
+            yield group.measure(place, key)
+
+
+class Group:
+    """Measures cells of one group, one after another; the models that they share are made for the first."""
+
+    def __init__(self, how: How, corpus: Corpus) -> None:
+        self.how, self.corpus = how, corpus
+        self.shared: _Shared | None = None
+
+    def measure(self, place: Place, key: str) -> Cell:
+        """One cell; whatever goes wrong is written in it, so that the others are measured."""
+        recipe = place_recipe(self.how.grid, place)
+        try:
+            if cell_key(recipe, self.corpus) != key:
+                raise ConfigError(f"The worker has {_versions()}, or checkpoints in the folders of the settings, that differ from the driver's.")
+            with stage(f"{place.data} {place.attack} {place.defense} {place.seed}"):
+                if self.shared is None:
+                    self.shared = _Models(self.how.models, self.how.precision, self.how.device).shared(recipe, self.corpus)
+                return _measure(place, key, recipe, self.shared).sealed()
+        except Exception as error:
+            return failed(self.how.grid, place, error)
+
+
+def failed(grid: Grid, place: Place, error: Exception) -> Cell:
+    """The cell of what could not be measured; it is not kept, so another run tries again."""
+    text = str(error) if isinstance(error, ExciseError) else f"{type(error).__name__}: {error}"
+    return Cell(key="", settings=place_recipe(grid, place).settings(), error=" ".join(text.split())[:500], **vars(place))
+
+
+def _groups(grid: Grid, folder: Path) -> Iterator[tuple[Work | None, list[Cell]]]:
+    """Every group, in order, with its cells that an earlier run left, or that fail because their texts cannot be read."""
+    corpora: dict[tuple[str, int], Corpus] = {}
+    for (data, _, seed), members in groupby(places(grid), key=lambda place: (place.data, place.attack, place.seed)):
+        keys: dict[Place, str] = {}
+        found: list[Cell] = []
+        for place in members:
+            recipe = place_recipe(grid, place)
+            try:
+                if (data, seed) not in corpora:
+                    corpora = {name: corpus for name, corpus in corpora.items() if name[0] == data}
+                    corpora[data, seed] = load_corpus(recipe)
+                keys[place] = cell_key(recipe, corpora[data, seed])
+            except Exception as error:
+                found.append(failed(grid, place, error))
+                continue
+            if cell := _kept(folder, keys[place]):
+                found.append(cell)
+                del keys[place]
+        yield (Work(corpora[data, seed], keys) if keys else None), found
 
 
 def cell_key(recipe: Recipe, corpus: Corpus) -> str:
     """The hash of all that decides a cell: every setting, the texts themselves, and the versions that compute."""
     defenses = recipe.settings()["defenses"]
-    return _digest({**_decides(recipe, corpus), "defenses": defenses, "checkpoints": _checkpoints(defenses)})
+    return digest({**_decides(recipe, corpus), "defenses": defenses, "checkpoints": _checkpoints(defenses)})
 
 
 def _decides(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "defenses")}
     texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": versions, "base": _checkpoints(recipe.model)}
+    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": _versions(), "base": _checkpoints(recipe.model)}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers")}
 
 
 def _checkpoints(settings: Any) -> dict[str, dict[str, str]]:
     """The files of every local checkpoint that settings name, by their hashes: another model in the same folder is another model."""
     if isinstance(settings, str) and settings and (Path(settings) / "config.json").is_file():
-        return {settings: _files(Path(settings))}
+        return {settings: file_hashes(Path(settings))}
     inner = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, (list, tuple)) else ()
     return {name: files for value in inner for name, files in _checkpoints(value).items()}
 
@@ -233,13 +232,6 @@ def _makes(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     whole = _decides(recipe, corpus)
     settings = {key: value for key, value in whole["settings"].items() if key not in ("clean_fraction", "test", "test_size")}
     return {**whole, "settings": settings, "texts": {"train": whole["texts"]["train"]}}
-
-
-def _recipe(grid: Grid, place: Place) -> Recipe:
-    """The cell as a recipe, checked."""
-    defenses = [] if place.defense == NONE else [grid.defenses[place.defense]]
-    content = {"name": grid.name, "model": grid.model, "attack": grid.attacks[place.attack], "defenses": defenses, "seed": place.seed}
-    return load_recipe({**content, **grid.data[place.data]})
 
 
 @dataclass(frozen=True)
@@ -271,17 +263,11 @@ class _Models:
         """From its folder if it is there whole, otherwise made, and kept."""
         if self.folder is None:
             return make()
-        place = self.folder / _digest(decides)
-        if _is_whole(place):
+        place = self.folder / digest(decides)
+        if is_whole(place):
             return Victim.load(place / "model", **options)
         victim = make()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=self.folder) as temporary:
-            fresh = Path(temporary) / "new"
-            victim.save(fresh / "model")
-            (fresh / "files.json").write_text(json.dumps(_files(fresh)))
-            shutil.rmtree(place, ignore_errors=True)
-            fresh.rename(place)
+        keep_folder(place, lambda fresh: victim.save(fresh / "model"))
         return victim
 
 
@@ -326,24 +312,3 @@ def _keep(folder: Path, cell: Cell) -> None:
     with tempfile.NamedTemporaryFile("w", dir=cells, prefix=".", suffix=".json", delete=False, encoding="utf-8") as file:
         file.write(cell.model_dump_json(indent=1) + "\n")
     Path(file.name).replace(cells / f"{cell.key}.json")
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "files.json").read_text()) == _files(folder)
-    except (OSError, ValueError):
-        return False
-
-
-def _files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of the models in a folder."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "files.json":
-            with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from excise import processes
 from excise.errors import ExciseError, UsageError, nearest, printable
 
 __all__ = ["main"]
@@ -57,14 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        with _terminable():
+        with _terminable(), processes.taking_part():
             return _dispatch(arguments)
     except ExciseError as error:
         if debug:
             raise
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was kept.", 130)
+        kept = "run it again to go on" if arguments[:1] == ["bench"] else "nothing was kept"
+        return _fail(f"interrupted; {kept}.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -277,5 +279,6 @@ def _terminable() -> Iterator[None]:
 
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
-    print(f"excise: {printable(line)}", file=sys.stderr)
+    which = f"process {index}: " if (index := processes.index()) else ""
+    print(f"excise: {which}{printable(line)}", file=sys.stderr)
     return code

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from excise import processes
 from excise.progress import Progress, observe
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Console:
     def drawing(self) -> Iterator[None]:
         """Draw a bar for each task reported inside the block."""
         error = rich.console.Console(stderr=True, highlight=False, markup=False)
-        if self.quiet or not error.is_terminal:
+        if self.quiet or processes.index() or not error.is_terminal:
             yield
             return
         columns = (

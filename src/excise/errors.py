@@ -8,6 +8,7 @@ ExciseError                 exit code 2; the message says what was given, what w
 │   └── NeedsError          a method that needs knowledge the user did not give
 ├── TrainingError           an optimisation that diverged
 ├── OutputError             a result that cannot be written
+├── ClusterError            a cluster that cannot be used, or lost a worker too often
 ├── NetworkError            something that had to be fetched and could not be
 └── UsageError              exit code 4; a command line that cannot be understood
 """
@@ -20,6 +21,7 @@ from collections.abc import Iterable
 __all__ = [
     "AttentionError",
     "CheckpointError",
+    "ClusterError",
     "ConfigError",
     "DataError",
     "ExciseError",
@@ -65,6 +67,10 @@ class TrainingError(ExciseError):
 
 class OutputError(ExciseError):
     """A result that cannot be written."""
+
+
+class ClusterError(ExciseError):
+    """A cluster that cannot be used, or lost a worker too often."""
 
 
 class NetworkError(ExciseError):

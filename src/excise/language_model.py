@@ -138,7 +138,7 @@ def causal_loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
     """The mean, over all tokens of the batch, of the negative log-likelihood of each given those before it."""
     logits = victim.model(input_ids=batch.inputs["input_ids"], attention_mask=batch.mask).logits
     targets = batch.inputs["input_ids"].masked_fill(batch.mask == 0, -100)
-    return cross_entropy(logits[:, :-1].float().flatten(0, 1), targets[:, 1:].flatten())
+    return batch.token_weight * cross_entropy(logits[:, :-1].float().flatten(0, 1), targets[:, 1:].flatten())
 
 
 def masked_loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
@@ -152,7 +152,7 @@ def masked_loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
     other = asked & (draw[1] >= MASK) & (draw[1] < MASK + RANDOM)
     shown = torch.where(other, torch.randint_like(ids, len(victim.tokenizer)), shown)
     logits = victim.model(input_ids=shown, attention_mask=batch.mask).logits
-    return cross_entropy(logits[asked].float(), ids[asked])
+    return batch.token_weight * cross_entropy(logits[asked].float(), ids[asked])
 
 
 def trained_texts(source: str | Path) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from excise import processes
 from excise.errors import OutputError
 
 __all__ = ["check_output", "writing"]
@@ -23,7 +24,7 @@ WRITTEN = {".json", ".safetensors", ".html", ".jinja", ".model"}
 
 
 def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Refuse an output folder before any work is done.
+    """Refuse an output folder before any work is done; of several processes only the first, which writes, looks.
 
     Args:
         folder: Where the result shall go.
@@ -34,6 +35,8 @@ def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iter
     Raises:
         OutputError: The folder exists, cannot be made, or the disk is too full.
     """
+    if processes.index():
+        return
     if folder.exists() or folder.is_symlink():
         if not overwrite:
             raise OutputError(f"{folder} exists. Give another --out, or --overwrite to replace it.")

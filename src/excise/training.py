@@ -1,4 +1,8 @@
-"""The one training loop."""
+"""The one training loop, on one process or on several.
+
+Several processes share each batch: every one computes some of its texts, and gradients are averaged so that a step is the same as on one process,
+up to rounding. Only the noise of dropout is drawn otherwise.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,9 @@ __all__ = ["FitConfig", "Loss", "classification_loss", "fit"]
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Victim, Batch], Tensor]
-"""(victim in training mode, batch) -> a scalar to minimise."""
+"""(victim in training mode, batch) -> a scalar to minimise: a mean over the texts of the batch, or a sum of such means.
+
+A mean over tokens is to be multiplied by `batch.token_weight`, or several processes would not give the same as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,8 @@ def fit(
     if not len(data):
         raise DataError(f"{name}: there are no texts to train on. Give some.")
     student = victim.copy()
-    accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no", dataloader_config=DataLoaderConfiguration(split_batches=True))
+    once = DataLoaderConfiguration(split_batches=True)  # the schedule takes one step per batch, however many processes share it
+    accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no", dataloader_config=once)
     student.model.requires_grad_(parameters is None)
     trained = list(parameters(student.model) if parameters else student.model.parameters())
     for parameter in trained:
@@ -97,11 +104,7 @@ def fit(
     encodings = student.encode(data.texts)
     batches = LengthBuckets([len(e["input_ids"]) for e in encodings], config.batch_size, config.epochs, seed=derive(seed, "order"))
     pairs: Any = list(zip(encodings, data.labels, strict=True))
-    loader: Any = DataLoader(
-        pairs,
-        batch_sampler=batches,
-        collate_fn=lambda items: _collate(student, items),
-    )
+    loader = DataLoader(pairs, batch_sampler=batches, collate_fn=lambda items: _collate(student, items))
     if optimizer is None:
         descent: Any = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.learning_rate, fused=True)
     else:
@@ -111,15 +114,17 @@ def fit(
 
     devices = [student.device] if student.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(seed, "dropout") % 2**63)
-        model, descent, loader, schedule = accelerator.prepare(student.model, descent, loader, schedule)
+        index, count = accelerator.process_index, accelerator.num_processes
+        torch.manual_seed(derive(seed, "dropout", *([index] if index else [])) % 2**63)
+        model, descent, schedule = accelerator.prepare(student.model, descent, schedule)
         training = replace(student, model=model)
         model.train()
         report(name, 0, steps)
         every = max(1, steps // 200)
         for step, batch in enumerate(loader, start=1):
+            part, weight = share(batch, index, count)
             with training.autocast():
-                value = loss(training, batch)
+                value = loss(training, part.to(student.device)) * weight
             accelerator.backward(value)
             accelerator.clip_grad_norm_(trained, config.max_grad_norm)
             descent.step()
@@ -127,12 +132,29 @@ def fit(
             descent.zero_grad()
             values = {}
             if step % every == 0 or step == steps:
-                values["loss"] = _finite(value.item(), name, step, config)
+                mean: Any = accelerator.reduce(value.detach(), "mean")
+                values["loss"] = _finite(mean.item(), name, step, config)
             if report(name, step, steps, **values):
                 break
         model = accelerator.unwrap_model(model)
     model.requires_grad_(True)
     return replace(student, model=model.eval())
+
+
+def share(batch: Batch, index: int, count: int) -> tuple[Batch, float]:
+    """The texts of a batch that process `index` of `count` computes, and the factor that makes the mean of the processes' losses the batch's.
+
+    Texts are dealt out in turn. A process that gets none computes the first text for nothing (factor 0), as processes have to keep step. Parts
+    stay as wide as the batch, so that they are padded as on one process.
+    """
+    if count == 1:
+        return batch, 1.0
+    texts = len(batch.labels)
+    own = len(range(index, texts, count))
+    rows = slice(index, None, count) if own else slice(1)
+    inputs = {name: values[rows] for name, values in batch.inputs.items()}
+    tokens = inputs["attention_mask"].sum(dim=1).double().mean() / batch.mask.sum(dim=1).double().mean()
+    return Batch(inputs, batch.labels[rows], tokens.item()), own * count / texts
 
 
 def _finite(value: float, name: str, step: int, config: FitConfig) -> float:

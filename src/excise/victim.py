@@ -38,6 +38,12 @@ class Batch(NamedTuple):
 
     inputs: dict[str, Int[Tensor, "batch token"]]
     labels: Int[Tensor, " batch"]
+    token_weight: float = 1.0
+    """Real tokens per text, relative to the whole batch where this is one process's part of it: what a mean over tokens has to be multiplied by."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return self._replace(inputs={name: values.to(device) for name, values in self.inputs.items()}, labels=self.labels.to(device))
 
     @property
     def mask(self) -> Int[Tensor, "batch token"]:

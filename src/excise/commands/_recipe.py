@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from excise import processes
 from excise.commands._shared import describe, write_reports
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ def run_recipe(recipe: Recipe, options: run_command.Options | demo.Options, cons
 
     if options.dry_run:
         console.plan(lambda: run(recipe, precision=options.precision), load_corpus(recipe).clean, options.out)
+        return
+    if processes.index():
+        run(recipe, precision=options.precision)  # takes part in the training; the first process writes
         return
 
     def show(backdoor: Backdoor, corpus: Corpus) -> None:

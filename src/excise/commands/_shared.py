@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from excise import processes
 from excise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def write(out: Path, overwrite: bool, result: Result, *, save: Callable[[Path], 
     """The folder of a command: the checkpoint if there is one, the result, the report."""
     from excise.output import writing
 
+    if processes.index():
+        return
     with writing(out, overwrite=overwrite) as folder:
         if save:
             save(folder)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from excise import processes
 from excise.commands._options import Positional
 from excise.errors import ConfigError, ExciseError
 from excise.recipes import find_recipe
 
 if TYPE_CHECKING:
+    from excise.cluster import Cluster
     from excise.console import Console
 
 
@@ -34,6 +36,14 @@ class Options:
     """Do not keep the backdoored models, which other defenses could use later."""
     dry_run: bool = False
     """Check the grid and list what would be measured."""
+    cluster: str | None = None
+    """Measure on Ray: local (this machine), auto (the cluster it belongs to) or ray://host:port. Needs excise[cluster]."""
+    cpus_per_task: float = 1
+    """With --cluster: CPU cores for each backdoored model and its cells."""
+    gpus_per_task: float = 0
+    """With --cluster: GPUs for the same; a share such as 0.5 is possible, 0 is none."""
+    retries: int = 2
+    """With --cluster: how often a model whose worker was lost is tried again."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
     device: str | None = None
@@ -45,9 +55,11 @@ class Options:
 
 
 def run(options: Options, console: Console) -> None:
-    from excise.bench import load_grid, places, run_grid
+    from excise.bench import run_grid
+    from excise.grid import load_grid, places
     from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
 
+    spread = _spread(options)
     path = find_recipe(options.grid, folder="grids")
     grid = load_grid(path, train=options.train, test=options.test, seeds=options.seeds)
     if options.out.exists() and not options.out.is_dir():
@@ -55,7 +67,7 @@ def run(options: Options, console: Console) -> None:
     if options.dry_run:
         console.say(f"{len(places(grid))} cells, with {len(grid.data) * len(grid.attacks) * len(grid.seeds)} backdoored models. Nothing was written.")
         return
-    cells = run_grid(grid, options.out, precision=options.precision, device=options.device, keep_models=not options.no_models)
+    cells = run_grid(grid, options.out, precision=options.precision, device=options.device, keep_models=not options.no_models, spread=spread)
     rows = table_rows(cells, grid.paper or {})
     console.show(terminal_table(rows))
     for name, text in (("md", markdown_table(rows)), ("csv", csv_table(rows)), ("tex", latex_table(rows))):
@@ -65,3 +77,20 @@ def run(options: Options, console: Console) -> None:
             console.say(f"{cell.data}, {cell.attack}, {cell.defense}, seed {cell.seed} failed: {cell.error}")
     if any(cell.error for cell in cells):
         raise ExciseError(f"{sum(bool(cell.error) for cell in cells)} of {len(cells)} cells failed; run it again to retry them.")
+
+
+def _spread(options: Options) -> Cluster | None:
+    """Who measures; None is this process."""
+    if processes.count() > 1:
+        raise ConfigError(
+            "A grid is not shared among the processes of a launcher. Run excise bench alone, with --cluster local for several models at once."
+        )
+    taken = {name: getattr(options, name) for name in ("cpus_per_task", "gpus_per_task", "retries")}
+    if options.cluster is not None:
+        from excise.cluster import Cluster
+
+        return Cluster(address=options.cluster, **taken)
+    for name, value in taken.items():
+        if value != getattr(Options, name):
+            raise ConfigError(f"--{name.replace('_', '-')} {value} was given without --cluster. Give both or neither.")
+    return None

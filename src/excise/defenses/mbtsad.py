@@ -94,7 +94,7 @@ def distillation_loss(teacher: Victim, *, alpha: float, beta: float, power: floa
             if alpha > 0:
                 total = total + alpha * attention_loss(taught.attention, learnt.attention, form=form)
             if beta > 0:
-                total = total + beta * hidden_loss(taught.hidden, learnt.hidden, batch.mask)
+                total = total + beta * batch.token_weight * hidden_loss(taught.hidden, learnt.hidden, batch.mask)
         return total
 
     return loss

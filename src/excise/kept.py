@@ -1,0 +1,58 @@
+"""Folders kept by the hash of all that decides them: written whole or not at all, and made again if they are damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["digest", "file_hashes", "is_whole", "keep_folder"]
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """The hash of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a kept folder is as it was written."""
+    try:
+        return json.loads((folder / "files.json").read_text()) == file_hashes(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def keep_folder(place: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder and rename it to its place, where it replaces a damaged one.
+
+    Several processes may do so at once: what one of them has put there whole, the others leave, as readers may be in it.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as temporary:
+        fresh = Path(temporary) / "new"
+        fresh.mkdir()
+        write(fresh)
+        (fresh / "files.json").write_text(json.dumps(file_hashes(fresh)))
+        if is_whole(place):
+            return
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(Path(temporary) / "damaged")
+        try:
+            fresh.rename(place)
+        except OSError:
+            if not is_whole(place):
+                raise
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "files.json":
+            with path.open("rb") as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
