@@ -27,12 +27,12 @@ from excise import references, registry
 from excise.attacks.badnets import BadNets
 from excise.attacks.ep import EP
 from excise.attacks.lwp import LWP
-from excise.augmentations._augment import augment
 from excise.commands._options import CONSTRUCTORS
 from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError, DataError, NeedsError
 from excise.evaluation import evaluate, triggered
 from excise.method import Attack, Augmentation, Defense, Knowledge, Method
+from excise.perturbation import augment
 from excise.pipeline import check_needs
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
