@@ -21,12 +21,12 @@ from torch.nn.functional import cross_entropy
 
 from excise import registry
 from excise.data import TextDataset
-from excise.errors import ConfigError, ExciseError
+from excise.errors import ConfigError, DataError, ExciseError
 from excise.method import Augmentation
 from excise.seeds import generator
 from excise.victim import Victim
 
-__all__ = ["UNCHANGED", "Perturbation", "Ranking", "augment", "changed_words", "rank", "text_losses"]
+__all__ = ["UNCHANGED", "Perturbation", "Ranking", "augment", "changed_words", "checked", "rank", "text_losses"]
 
 UNCHANGED = "unchanged"
 """What the texts without any augmentation are called."""
@@ -82,8 +82,11 @@ def rank(victim: Victim, data: TextDataset, candidates: Sequence[str] = (), *, s
         seed: Decides the variants.
 
     Raises:
+        DataError: There are no texts.
         ConfigError: A candidate is unknown or has wrong settings, or none could be used.
     """
+    if not len(data):
+        raise DataError("There are no texts to measure augmentations on. Give some.")
     specs = [registry.spell(checked(spec)) for spec in candidates] or registry.names("augmentation")
     found: list[tuple[Perturbation, Augmentation]] = []
     left_out: dict[str, str] = {}
