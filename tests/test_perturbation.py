@@ -202,6 +202,8 @@ def test_the_maximiser_can_be_written_in_one_word(spec: str) -> None:
     assert isinstance(built, Maximiser)
     assert registry.build("augmentation", registry.spell(built), "here") == built
     assert registry.build("augmentation", registry.settings(built), "here") == built
+    for defense in ("ts_ft", "mbtsad"):
+        assert registry.build("defense", {"method": defense, "augmentation": spec}, "recipe").augmentation == built
 
 
 def test_it_has_to_be_chosen_before_it_is_called() -> None:

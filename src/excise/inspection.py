@@ -84,7 +84,7 @@ def _loss_row(model: str, one: Perturbation, *, following: Perturbation | None =
 
 def project(name: str, victim: Victim, sample: Sample, *, seed: int) -> Projection | None:
     """A plane in which texts that the model's head reads alike lie close; None if there are too few texts."""
-    vectors = victim.class_vectors([*sample.clean.texts, *sample.stamped])
+    vectors = victim.class_vectors([*sample.clean.texts, *sample.stamped], name=f"class vectors, {name}")
     if len(vectors) < FEWEST_TEXTS or not vectors.isfinite().all():  # not finite: an observer stopped the reading
         return None
     points = iter(tsne(vectors.numpy(), seed=derive(seed, "tsne")).round(2).tolist())

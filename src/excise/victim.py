@@ -179,7 +179,7 @@ class Victim:
                 if report(name, done, len(texts)):
                     return found
         if not found.isfinite().all():
-            raise CheckpointError(f"{self.source or 'The model'} gives {name} that are NaN or infinite: broken weights, or diverged training.")
+            raise CheckpointError(f"{self.source or 'The model'} gives numbers that are NaN or infinite: broken weights, or diverged training.")
         return found
 
     def predict(self, texts: Sequence[str], *, name: str = "predict") -> list[int]:

@@ -29,7 +29,8 @@ __all__ = ["Format", "attention_figure", "curve_figure", "loss_figure", "project
 Format = Literal["png", "svg"]
 
 INK, SOFT, LINE, PALE = "#1c2430", "#5b6675", "#d9dfe7", "#9db4d8"
-BLUE, VERMILION = "#0072b2", "#d55e00"
+BLUE, RUST = "#0072b2", "#9c3f00"
+FILL = "#c9d6ea"
 COLOURS = (BLUE, "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#000000", "#f0e442")
 MARKERS = ("o", "s", "^", "D", "v")
 """As many as have no divisor in common with the colours: 35 labels look different."""
@@ -90,7 +91,7 @@ def loss_figure(rows: Sequence[LossRow], format: Format = "svg") -> bytes:
                 if name in by_name:
                     _ridge(axes, place, by_name[name], shares[name] / tallest, shares[names[-1]] / tallest, edges)
             axes.set(xscale="log", xlabel="cross-entropy of one text (logarithmic)", title=_label(model, 60))
-            axes.set_title("mean", loc="right", color=VERMILION)
+            axes.set_title("mean", loc="right", color=RUST)
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
             axes.set_yticks(range(len(names)), [_label(name, 40) for name in reversed(names)])
@@ -106,11 +107,11 @@ def loss_figure(rows: Sequence[LossRow], format: Format = "svg") -> bytes:
 def _ridge(axes: Axes, place: int, row: LossRow, heights: np.ndarray, unchanged: np.ndarray, edges: np.ndarray) -> None:
     """One augmentation: its histogram, that of the unchanged texts as an outline, its mean."""
     axes.axhline(place, color=LINE, linewidth=0.8, zorder=0)
-    axes.stairs(place + 0.85 * heights, edges, baseline=place, fill=True, color=PALE)
+    axes.stairs(place + 0.85 * heights, edges, baseline=place, fill=True, color=FILL)
     axes.stairs(place + 0.85 * unchanged, edges, baseline=place, color=SOFT, linewidth=0.7)
     low, value, high = (max(x, SMALLEST_LOSS) for x in (row.loss.low, row.loss.value, row.loss.high))
-    axes.plot([low, high], [place + 0.12] * 2, color=VERMILION, linewidth=2, solid_capstyle="butt")
-    axes.plot([value], [place + 0.12], marker="D", color=VERMILION, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5)
+    axes.plot([low, high], [place + 0.12] * 2, color=RUST, linewidth=2, solid_capstyle="butt")
+    axes.plot([value], [place + 0.12], marker="D", color=RUST, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5)
     axes.text(1, place + 0.12, f"{row.loss.value:.3f}", transform=axes.get_yaxis_transform(), va="center", ha="right", color=INK)
 
 
@@ -118,9 +119,9 @@ def _key(axes: Axes) -> Iterator[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    yield Patch(color=PALE, label="texts")
+    yield Patch(color=FILL, label="texts")
     yield Line2D([], [], color=SOFT, linewidth=0.7, label="unchanged texts")
-    yield Line2D([], [], color=VERMILION, marker="D", markersize=4.5, linewidth=2, label="mean, 95 % interval")
+    yield Line2D([], [], color=RUST, marker="D", markersize=4.5, linewidth=2, label="mean, 95 % interval")
 
 
 def _histogram(losses: Sequence[float], edges: np.ndarray) -> np.ndarray:
