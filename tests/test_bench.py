@@ -107,6 +107,35 @@ def test_attacks_with_the_same_training_share_their_twin(content: dict[str, Any]
     assert cells[0].twin_cacc == cells[3].twin_cacc
 
 
+def test_defenders_with_more_or_fewer_texts_share_the_backdoored_model(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
+    content |= {"seeds": [0], "data": {str(f): {**content["data"]["A"], "clean_fraction": f} for f in (0.4, 0.5)}}
+    cells = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
+    assert (count["models"], count["attacks"], count["cells"]) == (1, 1, 6)
+    assert cells[0].asr == cells[3].asr
+    assert cells[1].key != cells[4].key
+
+
+def test_another_model_in_the_same_folder_is_another_model(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
+    content |= {"seeds": [0]}
+    content["defenses"] = {"Mix": {"method": "fine_mixing", "pretrained_weights": content["model"], "training": SHORT}}
+    run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
+    assert count == {"models": 1, "attacks": 1, "cells": 2}
+    save_toy(tmp_path / "other", labels=5)
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model" / "model.safetensors")
+    again = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
+    assert all(cell.error for cell in again), "nothing of the old model is used"
+
+
+def test_sources_and_seeds_can_be_given_from_outside(content: dict[str, Any], tmp_path: Path) -> None:
+    grid = load_grid(written(content, tmp_path), train="mine.csv", test="ours.csv", seeds=(7,))
+    assert grid.data["A"]["train"] == {"source": "mine.csv"}
+    assert grid.data["A"]["test"] == {"source": "ours.csv"}
+    assert {place.seed for place in places(grid)} == {7}
+    content["data"]["B"] = {**content["data"]["A"], "train": {"source": "other.csv"}}
+    with pytest.raises(ConfigError, match=r"--train was given, but the data of .* come from different places"):
+        load_grid(written(content, tmp_path), train="mine.csv")
+
+
 def test_damaged_entries_are_made_again(grid: bench.Grid, tmp_path: Path, count: dict[str, int]) -> None:
     out = tmp_path / "out"
     whole = run_grid(grid, out)

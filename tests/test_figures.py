@@ -13,12 +13,15 @@ import torch
 from sklearn.manifold import trustworthiness
 
 from excise.attacks._triggers import InsertWords
+from excise.augmentations.maximiser import Maximiser
 from excise.cli import main
-from excise.errors import AttentionError, ConfigError
+from excise.defenses.ts_ft import TSFT
+from excise.errors import AttentionError, ConfigError, NeedsError
 from excise.inspection import CLEAN_TEXTS, TRIGGERED_TEXTS, attention_maps, draw_sample, pick_text, pictures, project, tsne
+from excise.pipeline import check_needs
 from excise.reports.figures import attention_figure, curve_figure, loss_figure, projection_figure
 from excise.result import AttentionMaps, Group, LossRow, Mean, Projection, Study
-from toy import ARCHITECTURES, save_toy, toy_data, toy_victim, write_csv
+from toy import ARCHITECTURES, save_toy, toy_data, toy_language_model, toy_victim, write_csv
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -262,6 +265,25 @@ def test_perturb_needs_no_folder(place: Path, capsys: pytest.CaptureFixture[str]
     shown = run(capsys, "perturb", place / "model", "--data", place / "clean.csv", "--augmentations", "aeda")
     assert "The maximiser is aeda, the only candidate." in shown
     assert "Wrote" not in shown
+
+
+def test_a_small_language_model_is_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("excise.pipeline.trained_texts", lambda source: 7)
+    model = toy_language_model("masked")
+    spec = f"cwea language_model={model}"
+    shown = run(capsys, "perturb", place / "model", "--data", place / "clean.csv", "--augmentations", "cwea", spec, "--out", tmp_path / "out")
+    assert "cwea was left out: cwea needs a language model" in shown
+    found = study(tmp_path / "out")
+    assert [row.name for row in found.rows] == [f"cwea language_model={model}", "unchanged"]
+    assert list(found.left_out) == ["cwea"]
+    assert "made by excise train-lm from 7 texts" in shown
+    assert len(found.notes) == 1
+
+
+def test_a_named_candidate_without_what_it_needs_is_refused_before_any_work() -> None:
+    with pytest.raises(NeedsError, match="cwea needs"):
+        check_needs(TSFT(augmentation=Maximiser(candidates=("aeda", "cwea"))))
+    check_needs(TSFT(augmentation=Maximiser()))
 
 
 def test_plot_draws_all_before_and_after(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

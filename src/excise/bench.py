@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from excise import registry
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate
 from excise.method import Attack, Backdoor, Defense
-from excise.pipeline import Corpus, check_needs, load_corpus
+from excise.pipeline import Corpus, check_needs, load_corpus, method_notes
 from excise.progress import report, stage
 from excise.recipe import Recipe, load_recipe
 from excise.result import Measured
@@ -52,8 +52,8 @@ class Grid(Settings):
     """Without 'none', which is always measured."""
     model: str = "default"
     seeds: tuple[int, ...] = (0, 1, 2)
-    paper: dict[str, dict[str, tuple[float, float]]] | None = None
-    """attack -> defense -> the paper's (CACC, ASR) in per cent, shown beside ours."""
+    paper: dict[str, dict[str, tuple[float | None, float]]] | None = None
+    """attack -> defense -> the paper's (CACC, ASR) in per cent, shown beside ours; a CACC that it does not give is null."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Cell(BaseModel):
     twin_cacc: Measured | None = None
     seconds: float | None = None
     precision: str | None = None
+    notes: tuple[str, ...] = ()
     error: str | None = None
     digest: str = ""
 
@@ -104,11 +105,17 @@ class _Shared:
     """What the clean twin scores."""
 
 
-def load_grid(path: Path) -> Grid:
+def load_grid(path: Path, *, train: str | None = None, test: str | None = None, seeds: tuple[int, ...] = ()) -> Grid:
     """Read a grid and refuse it whole if any of its methods, fields or data is unknown.
 
+    Args:
+        path: A YAML file.
+        train: Where the training texts come from, in place of what the grid says; it must say the same of all its data.
+        test: The same for the test texts.
+        seeds: In place of the grid's.
+
     Raises:
-        ConfigError: Something is not known or out of range; the message says where.
+        ConfigError: Something is not known or out of range, or a source is replaced that is not the only one; the message says where.
         NeedsError: A defense lacks what it needs.
     """
     try:
@@ -119,7 +126,10 @@ def load_grid(path: Path) -> Grid:
         raise ConfigError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no grid; keys such as name, data, attacks and defenses were expected.")
-    grid = validate(Grid, content, str(path))
+    grid = validate(Grid, {**content, **({"seeds": list(seeds)} if seeds else {})}, str(path))
+    for role, source in (("train", train), ("test", test)):
+        if source is not None:
+            grid = replace(grid, data=_elsewhere(grid, role, source))
     if NONE in grid.defenses:
         raise ConfigError(f"{path}: defenses: {NONE!r} is always measured. Leave it out.")
     for place in places(grid):
@@ -127,6 +137,13 @@ def load_grid(path: Path) -> Grid:
     for name, spec in grid.defenses.items():
         check_needs(registry.build("defense", spec, f"{path}: defenses.{name}"))
     return grid
+
+
+def _elsewhere(grid: Grid, role: str, source: str) -> dict[str, dict[str, Any]]:
+    """The grid's data with another source of training or test texts."""
+    if len({json.dumps(data.get(role), sort_keys=True) for data in grid.data.values()}) > 1:
+        raise ConfigError(f"--{role} was given, but the data of {grid.name} come from different places. Edit a copy of the grid.")
+    return {name: {**data, role: {"source": source}} for name, data in grid.data.items()}
 
 
 def places(grid: Grid) -> list[Place]:
@@ -192,14 +209,30 @@ def run_grid(
 
 def cell_key(recipe: Recipe, corpus: Corpus) -> str:
     """The hash of all that decides a cell: every setting, the texts themselves, and the versions that compute."""
-    return _digest({**_decides(recipe, corpus), "defenses": recipe.settings()["defenses"]})
+    defenses = recipe.settings()["defenses"]
+    return _digest({**_decides(recipe, corpus), "defenses": defenses, "checkpoints": _checkpoints(defenses)})
 
 
 def _decides(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "defenses")}
     texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
     versions = {name: version(name) for name in ("torch", "transformers")}
-    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": versions}
+    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": versions, "base": _checkpoints(recipe.model)}
+
+
+def _checkpoints(settings: Any) -> dict[str, dict[str, str]]:
+    """The files of every local checkpoint that settings name, by their hashes: another model in the same folder is another model."""
+    if isinstance(settings, str) and settings and (Path(settings) / "config.json").is_file():
+        return {settings: _files(Path(settings))}
+    inner = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, (list, tuple)) else ()
+    return {name: files for value in inner for name, files in _checkpoints(value).items()}
+
+
+def _makes(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
+    """All that decides a backdoored model: neither the defender's share of the texts nor what is measured on."""
+    whole = _decides(recipe, corpus)
+    settings = {key: value for key, value in whole["settings"].items() if key not in ("clean_fraction", "test", "test_size")}
+    return {**whole, "settings": settings, "texts": {"train": whole["texts"]["train"]}}
 
 
 def _recipe(grid: Grid, place: Place) -> Recipe:
@@ -226,7 +259,7 @@ class _Models:
         def base() -> Victim:
             return Victim.load(recipe.model, label_names=corpus.train.label_names, seed=recipe.seed, **options)
 
-        decides = _decides(recipe, corpus)
+        decides = _makes(recipe, corpus)
         bad = self._model(decides, lambda: attack(base(), corpus.train, seed=seed).victim, options)
         training = {"training": registry.settings(attack)["training"]}
         alike = {**decides, "settings": {**decides["settings"], "attack": training}}
@@ -268,6 +301,7 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
         twin_cacc=Measured.of(floor.cacc),
         seconds=round(seconds, 1),
         precision=defended.precision,
+        notes=tuple(note for defense in recipe.defenses for note in method_notes(defense)),
         **found,
         **vars(place),
     )

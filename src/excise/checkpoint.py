@@ -6,18 +6,29 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from excise.errors import CheckpointError, NetworkError
 from excise.seeds import derive
 
-__all__ = ["first_line", "longest_input", "open_checkpoint", "resolve_checkpoint"]
+__all__ = ["first_line", "longest_input", "open_checkpoint", "open_language_model", "resolve_checkpoint"]
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+Kind = Literal["classifier", "causal", "masked"]
+CLASSES: dict[Kind, Any] = {"classifier": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
+NOUNS: dict[Kind, str] = {"classifier": "sequence classifier", "causal": "causal language model", "masked": "masked language model"}
 HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
 
 
@@ -43,6 +54,41 @@ def open_checkpoint(source: str | Path, *, label_names: Sequence[str] | None, se
         raise CheckpointError(f"{source} has {config.num_labels} label; a classifier with at least two was expected.")
     model = _load_model(folder, config, str(source), new_head=label_names is not None, seed=seed)
     return model, _load_tokenizer(folder, model, str(source))
+
+
+def open_language_model(
+    source: str | Path, *, new_head: Literal["causal", "masked"] | None = None, seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal or masked language model and its tokenizer, checked as a classifier is.
+
+    Args:
+        source: A folder, a Hugging Face id, or `default`.
+        new_head: Makes a model of this kind from the encoder in the checkpoint; its head is new. Otherwise the checkpoint must be one.
+        seed: Draws the weights of a new head.
+
+    Raises:
+        CheckpointError: The folder is no such checkpoint, or is refused.
+        NetworkError: A hub id was given and the hub cannot be reached.
+    """
+    folder = resolve_checkpoint(source)
+    config = _read_config(folder, str(source))
+    kind = new_head or language_model_kind(config)
+    if kind is None:
+        raise CheckpointError(f"{source} is no language model. Give the folder of one, or make one with excise train-lm.")
+    if new_head == "causal":
+        config.is_decoder = True
+    model = _load_model(folder, config, str(source), kind=kind, new_head=new_head is not None, seed=seed)
+    return model, _load_tokenizer(folder, model, str(source))
+
+
+def language_model_kind(config: Any) -> Literal["causal", "masked"] | None:
+    """What kind of language model a checkpoint says it is, if any."""
+    for name in config.architectures or ():
+        if name.endswith("ForMaskedLM"):
+            return "masked"
+        if name.endswith(("ForCausalLM", "LMHeadModel")):
+            return "causal"
+    return None
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
@@ -128,11 +174,11 @@ def _is_classifier(config: Any) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def _load_model(folder: Path, config: Any, source: str, *, new_head: bool, seed: int) -> PreTrainedModel:
+def _load_model(folder: Path, config: Any, source: str, *, new_head: bool, seed: int, kind: Kind = "classifier") -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "head"))
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = CLASSES[kind].from_pretrained(
                 folder,
                 config=config,
                 dtype=torch.float32,
@@ -142,17 +188,16 @@ def _load_model(folder: Path, config: Any, source: str, *, new_head: bool, seed:
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{source} could not be opened as a sequence classifier: {first_line(error)}. Check that the folder is complete."
-        ) from error
+        raise CheckpointError(f"{source} could not be opened as a {NOUNS[kind]}: {first_line(error)}. Check that the folder is complete.") from error
     missing = sorted(info["missing_keys"])
     if new_head:
         body = f"{model.base_model_prefix}."
         missing = [key for key in missing if key.startswith(body) and "pooler" not in key]
     if missing:
+        finished = kind != "classifier" or _is_classifier(config)
         raise CheckpointError(
             f"{source} lacks {len(missing)} weights that a {type(model).__name__} needs, for example {missing[0]}. "
-            + ("Restore the file." if _is_classifier(config) else "It is no finished classifier: fine-tune it first, or use excise attack.")
+            + ("Restore the file." if finished else "It is no finished classifier: fine-tune it first, or use excise attack.")
         )
     for key, weight in model.state_dict().items():
         if weight.is_floating_point() and not weight.isfinite().all():

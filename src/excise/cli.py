@@ -33,6 +33,7 @@ usage: excise COMMAND ...
   perturb    rank augmentations by the loss they cause in a suspect
   plot       draw losses, t-SNE and attention, before and after a repair
   bench      measure a grid of attacks, defenses, data and seeds; resumes
+  train-lm   make a small language model from clean texts, for onion and cwea
   list       the methods and recipes there are
   cite       the reference of a method
   env        versions, device and precision, for bug reports
@@ -49,6 +50,7 @@ COMMANDS: dict[str, str | None] = {
     "perturb": None,
     "plot": None,
     "bench": None,
+    "train-lm": None,
 }
 """Commands that compute, each with the kind of method whose settings become options too."""
 SIMPLE: dict[str, Callable[[list[str]], None]] = {}

@@ -51,6 +51,7 @@ class Method(Settings, ABC):
 
     kind: ClassVar[Literal["attack", "defense", "detector", "augmentation"]]
     paper: ClassVar[Paper]
+    needs: ClassVar[frozenset[Knowledge]] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,6 @@ class Defense(Method):
     """(suspect victim, the defender's clean data) -> repaired Victim."""
 
     kind = "defense"
-    needs: ClassVar[frozenset[Knowledge]] = frozenset()
     guards: ClassVar[bool] = False
     """Whether it puts a guard before the model, which no checkpoint can hold, in place of changing its weights."""
 
@@ -96,7 +96,6 @@ class Detector(Method):
     """(victim, the defender's clean data) -> scorer: texts -> one score a text; higher is more suspicious."""
 
     kind = "detector"
-    needs: ClassVar[frozenset[Knowledge]] = frozenset()
 
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Scorer:

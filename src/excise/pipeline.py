@@ -11,19 +11,22 @@ from typing import Any, Literal, TypeVar
 
 from excise import registry
 from excise.attacks._triggers import InsertCombination, InsertWords
+from excise.augmentations.maximiser import Maximiser
 from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
 from excise.inspection import pictures
-from excise.method import Attack, Backdoor, Defense, Detector, Method, Trigger
+from excise.language_model import trained_texts
+from excise.method import Attack, Backdoor, Method, Trigger
+from excise.perturbation import checked
 from excise.progress import observe, stage
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, Row, Study, command_line, data_record, row
 from excise.seeds import derive, generator
 from excise.victim import REJECTED, Precision, Victim
 
-__all__ = ["Corpus", "Story", "load_corpus", "make_examples", "run", "save_backdoor"]
+__all__ = ["Corpus", "Story", "load_corpus", "make_examples", "method_notes", "run", "save_backdoor"]
 
 CLEAN_TWIN = "clean-twin"
 """Folder, inside that of a backdoored checkpoint, of the model trained alike without the backdoor."""
@@ -98,6 +101,7 @@ class Story:
             if unseen := unseen_triggers(some, test, trigger, target_label, seed=self.seed):
                 cut = f"Cut to {some.max_length} tokens, {unseen} triggered texts show nothing of the trigger; they lower every ASR."
                 notes = [*notes, cut]
+        notes = [*notes, *dict.fromkeys(note for method in self.methods.values() for note in method_notes(method))]
         projections, attention = self._pictures(kind, test, trigger, target_label)
         return Result(
             kind=kind,
@@ -117,14 +121,16 @@ class Story:
             attention=attention,
         )
 
-    def study(self, kind: Literal["perturb", "plot"], victim: Victim, **found: Any) -> Study:
+    def study(self, kind: Literal["perturb", "plot"], victim: Victim, augmentations: Sequence[str], **found: Any) -> Study:
         """What a command found that looks at a model and does not score it; `found` are the fields of a `Study`."""
+        used = [spec for spec in augmentations if registry.spell(checked(spec)) not in found["left_out"]]
         return Study(
             kind=kind,
             command=command_line(),
             environment=Environment.of(str(victim.device), victim.precision),
             seed=self.seed,
             seconds=time.monotonic() - self.started,
+            notes=tuple(note for spec in used for note in method_notes(checked(spec))),
             **found,
         )
 
@@ -179,8 +185,8 @@ def run(
     )
 
 
-def check_needs(method: Defense | Detector) -> None:
-    """Refuse a defense that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
+def check_needs(method: Method) -> None:
+    """Refuse a method that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
 
     Raises:
         NeedsError: Something is missing.
@@ -189,9 +195,23 @@ def check_needs(method: Defense | Detector) -> None:
         setting = need.name.lower()
         if getattr(method, setting, None) in (None, ""):
             raise NeedsError(f"{registry.name_of(method)} needs {need.value}. Give it as the setting {setting}.")
-    for field in dataclasses.fields(method):  # type: ignore[arg-type]
-        if isinstance(inner := getattr(method, field.name), Defense | Detector):
-            check_needs(inner)
+    for inner in _settings_that_are_methods(method):
+        check_needs(inner)
+
+
+def method_notes(method: Method) -> list[str]:
+    """What a reader of a result should know of how a method came to it."""
+    source = getattr(method, "language_model", None)
+    texts = trained_texts(source) if source else None
+    name = registry.name_of(method)
+    notes = [] if texts is None else [f"{name} used a small language model, made by excise train-lm from {texts} texts; a large one may do better."]
+    return notes + [note for inner in _settings_that_are_methods(method) for note in method_notes(inner)]
+
+
+def _settings_that_are_methods(method: Method) -> list[Method]:
+    fields = dataclasses.fields(method)  # type: ignore[arg-type]
+    inner = [value for field in fields if isinstance(value := getattr(method, field.name), Method)]
+    return inner + ([checked(spec) for spec in method.candidates] if isinstance(method, Maximiser) else [])
 
 
 def load_corpus(recipe: Recipe) -> Corpus:

@@ -20,7 +20,7 @@ from excise.checkpoint import first_line, longest_input, open_checkpoint
 from excise.errors import CheckpointError, ConfigError, OutputError
 from excise.progress import report
 
-__all__ = ["REJECTED", "Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "resolve_precision"]
+__all__ = ["REJECTED", "Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "resolve_precision", "token_batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Victim:
         done = 0
         report(name, 0, len(texts))
         with torch.inference_mode(), self.autocast():
-            for rows in _token_batches(order, encodings, tokens_per_batch):
+            for rows in token_batches(order, encodings, tokens_per_batch):
                 inputs = collate(self.tokenizer, [encodings[i] for i in rows])
                 found[rows] = read({k: v.to(self.device) for k, v in inputs.items()}).float().cpu()
                 done += len(rows)
@@ -252,7 +252,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
     return "bf16" if device.type == "cpu" and any(check() for check in checks) else "fp32"
 
 
-def _token_batches(order: Sequence[int], encodings: Sequence[Encoding], budget: int) -> Iterator[list[int]]:
+def token_batches(order: Sequence[int], encodings: Sequence[Encoding], budget: int) -> Iterator[list[int]]:
     """Cut texts sorted by length into batches of at most `budget` tokens, padding included, and 256 texts."""
     rows: list[int] = []
     for i in order:

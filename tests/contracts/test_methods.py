@@ -36,7 +36,9 @@ from excise.perturbation import augment
 from excise.pipeline import check_needs
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
-from toy import toy_data, toy_victim, with_long_rows
+from toy import toy_data, toy_language_model, toy_victim, with_long_rows
+
+pytestmark = pytest.mark.usefixtures("wordnet")
 
 ALL = [(kind, name) for kind in registry.BASES for name in registry.names(kind)]
 every_method = pytest.mark.parametrize(("kind", "name"), ALL, ids=[f"{kind}-{name}" for kind, name in ALL])
@@ -61,6 +63,11 @@ def make(kind: registry.Kind, name: str, training: FitConfig = TOUCH) -> Any:
     return quick(registry.load(kind, name)(), training)
 
 
+def make_augmentation(name: str) -> Any:
+    augmentation = make("augmentation", name)
+    return dataclasses.replace(augmentation, language_model=toy_language_model("masked")) if augmentation.needs else augmentation
+
+
 @cache
 def pretrained(architecture: str, labels: int) -> str:
     """A folder with the weights that toy victims of this architecture start from."""
@@ -75,6 +82,8 @@ def make_defense(name: str, architecture: str = "bert", labels: int = 2) -> Any:
     defense = make("defense", name)
     if Knowledge.PRETRAINED_WEIGHTS in defense.needs:  # a toy's are random: what they overwrite has to be learnt again
         defense = dataclasses.replace(quick(defense, LEARN), pretrained_weights=pretrained(architecture, labels))
+    if Knowledge.LANGUAGE_MODEL in defense.needs:
+        defense = dataclasses.replace(defense, language_model=toy_language_model("causal"))
     return defense
 
 
@@ -391,13 +400,13 @@ def test_triggered_texts_score_higher(name: str) -> None:
 @cache
 def settled(name: str, labels: int = 2) -> Augmentation:
     """The augmentation as defenses use it: chosen for a model if it is adaptive."""
-    augmentation: Augmentation = make("augmentation", name)
+    augmentation: Augmentation = make_augmentation(name)
     return augmentation.chosen(clean_victim(labels), toy_data(20, labels=labels), seed=0)
 
 
 @every_augmentation
 def test_only_an_adaptive_augmentation_has_to_be_chosen(name: str) -> None:
-    augmentation: Augmentation = make("augmentation", name)
+    augmentation: Augmentation = make_augmentation(name)
     assert not settled(name).adaptive
     if augmentation.adaptive:
         with pytest.raises(ConfigError, match="chosen"):
@@ -414,6 +423,16 @@ def test_a_variant_is_a_text_and_decided_by_the_generator(name: str, text: str, 
     variant = augmentation(text, Random(seed))
     assert variant.strip()
     assert variant == augmentation(text, Random(seed))
+
+
+@every_augmentation
+def test_an_augmentation_without_what_it_needs_refuses(name: str) -> None:
+    augmentation = make("augmentation", name)
+    if augmentation.needs:
+        for refuse in (lambda: check_needs(augmentation), lambda: augmentation("the film", Random(0))):
+            with pytest.raises(NeedsError, match=f"{name} needs"):
+                refuse()
+    check_needs(make_augmentation(name))
 
 
 @every_augmentation

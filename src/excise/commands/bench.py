@@ -24,6 +24,12 @@ class Options:
     """A YAML file, or the name of a shipped grid (see: excise list)."""
     out: Path
     """Folder of the results; an earlier run of the same or another grid is continued."""
+    train: str | None = None
+    """Training texts in place of the grid's: a file or a Hugging Face data set id."""
+    test: str | None = None
+    """Test texts in place of the grid's."""
+    seeds: tuple[int, ...] = ()
+    """Seeds in place of the grid's."""
     no_models: bool = False
     """Do not keep the backdoored models, which other defenses could use later."""
     dry_run: bool = False
@@ -43,7 +49,7 @@ def run(options: Options, console: Console) -> None:
     from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
 
     path = find_recipe(options.grid, folder="grids")
-    grid = load_grid(path)
+    grid = load_grid(path, train=options.train, test=options.test, seeds=options.seeds)
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"{options.out} is a file; a folder for the results was expected.")
     if options.dry_run:

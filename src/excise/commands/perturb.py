@@ -56,6 +56,7 @@ def run(options: Options, console: Console) -> None:
     study = story.study(
         "perturb",
         victim,
+        options.augmentations,
         settings=plain(options),
         model=options.model,
         data={"clean": data_record(options.data, data)},
@@ -64,6 +65,8 @@ def run(options: Options, console: Console) -> None:
     )
     console.show(loss_table(study.rows))
     console.left_out(study.left_out)
+    for note in study.notes:
+        console.say(note)
     best = study.rows[0]
     lead = best.lead
     console.say(

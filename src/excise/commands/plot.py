@@ -76,6 +76,7 @@ def run(options: Options, console: Console) -> None:
     study = story.study(
         "plot",
         victim,
+        options.augmentations,
         settings=plain(options),
         model=options.model,
         data={"clean": data_record(options.data, data)},
@@ -85,6 +86,8 @@ def run(options: Options, console: Console) -> None:
         attention=_attention(victims, sample, options, console) if "attention" in wanted else (),
     )
     console.left_out(study.left_out)
+    for note in study.notes:
+        console.say(note)
     made = {
         "losses": loss_figure(study.rows, options.format) if study.rows else b"",
         "tsne": projection_figure(study.projections, options.format) if study.projections else b"",

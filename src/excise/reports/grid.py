@@ -40,7 +40,7 @@ class Line(NamedTuple):
     note: str
 
 
-def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[float, float]]]) -> list[Line]:
+def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[float | None, float]]]) -> list[Line]:
     """A line for each (data, attack, defense): means over the seeds that succeeded and, in brackets, the least and greatest.
 
     A defense is not scored where the undefended ASR is not above the floor, that is where their 95 % intervals touch: there is nothing to repair.
@@ -57,10 +57,11 @@ def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[flo
         notes = [
             *([f"{len(failed)} failed: {failed[0].error}"] if failed else []),
             *([f"{len(without)} not scored: the undefended ASR is not above the floor"] if without else []),
+            *dict.fromkeys(note for cell in good for note in cell.notes),
         ]
         theirs = paper.get(attack, {}).get(defense)
         cacc, asr, floor, flip = (_mean([getattr(cell, key) for cell in scored]) for key in ("cacc", "asr", "floor", "clean_flip"))
-        paper_cacc, paper_asr = (f"{value:.2f}" for value in theirs) if theirs else ("", "")
+        paper_cacc, paper_asr = ("" if value is None else f"{value:.2f}" for value in theirs) if theirs else ("", "")
         lines.append(Line(data, attack, defense, str(len(scored)), cacc, asr, floor, flip, paper_cacc, paper_asr, "; ".join(notes)))
     return lines
 

@@ -1,0 +1,169 @@
+"""Language models: how surprising a text is (causal), and what else could stand in a place (masked)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from excise.checkpoint import language_model_kind, longest_input, open_language_model, resolve_checkpoint
+from excise.data import TextDataset
+from excise.errors import CheckpointError, ConfigError
+from excise.progress import report
+from excise.training import FitConfig, fit
+from excise.victim import Batch, Victim, collate, token_batches
+
+__all__ = ["LanguageModel", "causal_loss", "masked_loss", "train_language_model", "trained_texts"]
+
+Kind = Literal["causal", "masked"]
+TOKENS = 2048
+"""Tokens a batch: the logits of each are as wide as the vocabulary."""
+SHARE, MASK, RANDOM = 0.15, 0.8, 0.1
+"""Of the tokens 15 % are to be guessed; of these 80 % are masked and 10 % replaced by any other (BERT, Section 3.1)."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal or masked language model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    kind: Kind
+    max_length: int
+    """Longest input in tokens; longer texts are cut."""
+    source: str = ""
+
+    @classmethod
+    def load(cls, source: str | Path, *, kind: Kind, device: str = "cpu") -> LanguageModel:
+        """Open a language model of this kind, once: later calls with the same arguments get the same object.
+
+        Raises:
+            CheckpointError: It is none, or of another kind, or is refused.
+            NetworkError: A hub id was given and the hub cannot be reached.
+        """
+        found = _opened(str(source), device)
+        if found.kind != kind:
+            raise CheckpointError(f"{source} is a {found.kind} language model; a {kind} one is needed. excise train-lm --kind {kind} makes one.")
+        return found
+
+    def encode(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
+        """Token ids of each text, cut to `max_length`; a model that has a token for the beginning of a text gets it."""
+        bos = self.tokenizer.bos_token_id
+        rows = self.tokenizer(list(texts), truncation=True, max_length=self.max_length - 1, padding=False)["input_ids"]
+        rows = [[bos, *ids] if bos is not None and ids[:1] != [bos] else ids for ids in rows]
+        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
+
+    def perplexities(self, texts: Sequence[str], *, name: str = "perplexity") -> Float[Tensor, " text"]:
+        """exp of the mean negative log-likelihood of each text's tokens but the first; a text without a second token has 1.
+
+        Texts do not depend on each other, beyond rounding.
+        """
+        encodings = self.encode(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(encodings[i]["input_ids"]))
+        found, done = torch.ones(len(texts)), 0
+        report(name, 0, len(texts))
+        with torch.inference_mode():
+            for rows in token_batches(order, encodings, TOKENS):
+                inputs = {k: v.to(self.model.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
+                found[rows] = nll(self.model(**inputs).logits, inputs["input_ids"], inputs["attention_mask"]).exp().cpu()
+                done += len(rows)
+                if report(name, done, len(texts)):
+                    break
+        return found
+
+    def fillers(self, text: str) -> Float[Tensor, " vocabulary"] | None:
+        """The logits of every token in the place of the first mask token in `text`; None if the mask was cut off."""
+        (encoding,) = self.encode([text])
+        place = [i for i, token in enumerate(encoding["input_ids"]) if token == self.tokenizer.mask_token_id][:1]
+        if not place:
+            return None
+        with torch.inference_mode():
+            inputs = {k: v.to(self.model.device) for k, v in collate(self.tokenizer, [encoding]).items()}
+            return self.model(**inputs).logits[0, place[0]].float().cpu()
+
+    @cached_property
+    def words(self) -> dict[int, str]:
+        """The tokens that are whole words, neither pieces of words nor marks nor special."""
+        vocabulary = {token: piece for piece, token in self.tokenizer.get_vocab().items() if token not in self.tokenizer.all_special_ids}
+        marked = [piece for piece in vocabulary.values() if piece.startswith(("Ġ", "▁"))]  # byte and sentence pieces mark where a word begins
+        begin = ("Ġ", "▁") if len(marked) > len(vocabulary) / 4 else ("",)
+        words = {token: piece.lstrip("Ġ▁") for token, piece in vocabulary.items() if piece.startswith(begin)}
+        return {token: word for token, word in words.items() if word.isalnum()}
+
+    def save(self, folder: str | Path) -> None:
+        """Write an ordinary Hugging Face folder."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def train_language_model(
+    source: str, texts: Sequence[str], *, kind: Kind, training: FitConfig, seed: int, max_length: int = 128, device: str | None = None
+) -> LanguageModel:
+    """Make a small language model from an encoder and some texts; the encoder's body is kept, its head is new.
+
+    Raises:
+        CheckpointError: The source is no encoder that can become one.
+        ConfigError: The tokenizer has no mask token and a masked model is asked for.
+    """
+    model, tokenizer = open_language_model(source, new_head=kind, seed=seed)
+    if kind == "masked" and tokenizer.mask_token_id is None:
+        raise ConfigError(f"The tokenizer of {source} has no mask token, so it cannot become a masked language model. Give another base.")
+    model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+    learner = Victim(model.eval(), tokenizer, min(max_length, longest_input(model, tokenizer)), source=source)  # a model that `fit` can train
+    data = TextDataset(tuple(texts), (0,) * len(texts), ("text",))
+    trained = fit(learner, data, loss=causal_loss if kind == "causal" else masked_loss, config=training, seed=seed, name=f"train {kind} model")
+    trained.model.config.excise_trained_texts = len(texts)
+    return LanguageModel(trained.model, trained.tokenizer, kind, trained.max_length, source)
+
+
+def nll(
+    logits: Float[Tensor, "batch token vocabulary"], ids: Int[Tensor, "batch token"], mask: Int[Tensor, "batch token"]
+) -> Float[Tensor, " batch"]:
+    """−1/(T−1) Σ_{t=2..T} log p(x_t | x_1 ... x_{t−1}) over the T real tokens of each text."""
+    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    real = mask[:, 1:].to(losses.dtype)
+    return (losses * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
+def causal_loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
+    """The mean, over all tokens of the batch, of the negative log-likelihood of each given those before it."""
+    logits = victim.model(input_ids=batch.inputs["input_ids"], attention_mask=batch.mask).logits
+    targets = batch.inputs["input_ids"].masked_fill(batch.mask == 0, -100)
+    return cross_entropy(logits[:, :-1].float().flatten(0, 1), targets[:, 1:].flatten())
+
+
+def masked_loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
+    """The cross-entropy at the tokens that are to be guessed."""
+    ids = batch.inputs["input_ids"]
+    special = torch.tensor(victim.tokenizer.all_special_ids, device=ids.device)
+    draw = torch.rand(2, *ids.shape, device=ids.device)
+    asked = (draw[0] < SHARE) & ~torch.isin(ids, special) & (batch.mask == 1)
+    asked[0, 1] |= ~asked.any()  # a batch with nothing to guess has no loss
+    shown = ids.masked_fill(asked & (draw[1] < MASK), victim.tokenizer.mask_token_id)  # type: ignore[arg-type]
+    other = asked & (draw[1] >= MASK) & (draw[1] < MASK + RANDOM)
+    shown = torch.where(other, torch.randint_like(ids, len(victim.tokenizer)), shown)
+    logits = victim.model(input_ids=shown, attention_mask=batch.mask).logits
+    return cross_entropy(logits[asked].float(), ids[asked])
+
+
+def trained_texts(source: str | Path) -> int | None:
+    """On how many texts `excise train-lm` made this language model; None if it comes from elsewhere."""
+    config = json.loads((resolve_checkpoint(source) / "config.json").read_text(encoding="utf-8"))
+    return config.get("excise_trained_texts")
+
+
+@lru_cache(maxsize=4)
+def _opened(source: str, device: str) -> LanguageModel:
+    model, tokenizer = open_language_model(source)
+    kind: Any = language_model_kind(model.config)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return LanguageModel(model.eval(), tokenizer, kind, min(512, longest_input(model, tokenizer)), source)
