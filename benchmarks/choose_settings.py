@@ -67,7 +67,7 @@ def main() -> None:
     show("canary", backdoor.victim)
     for name in options.only:
         defense = MBTSAD(copies=2, retraining=SETTINGS[name], distillation=SETTINGS[name])
-        augmented = defense.augment(clean, seed=0)
+        augmented = defense.augment(backdoor.victim, clean, seed=0)
         teacher = defense.retrain(backdoor.victim, augmented, seed=0)
         show(f"TS-FT, {name}", teacher)
         show(f"MBTSAD, {name}", defense.distil(backdoor.victim, teacher, augmented, seed=0))

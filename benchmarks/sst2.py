@@ -58,7 +58,7 @@ class Seed:
         made = self.attack_seed
         self.model("clean", lambda: clean_twin(ATTACK, self.base, self.train, seed=made), seed=made)
         bad = self.model("backdoored", lambda: ATTACK(self.base, self.train, seed=made).victim, seed=made)
-        augmented = DEFENSE.augment(self.clean, seed=self.seed)
+        augmented = DEFENSE.augment(bad, self.clean, seed=self.seed)
         teacher = self.model("ts_ft", lambda: DEFENSE.retrain(bad, augmented, seed=self.seed), seed=self.seed)
         self.model("mbtsad", lambda: DEFENSE.distil(bad, teacher, augmented, seed=self.seed), seed=self.seed)
 

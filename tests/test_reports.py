@@ -20,7 +20,7 @@ from excise.metrics import Rate
 from excise.reports.html import html_report
 from excise.reports.model_card import model_card
 from excise.reports.terminal import example_table, score_table
-from excise.result import Curves, Environment, Example, Result, data_record, load_result, row
+from excise.result import AttentionMaps, Curves, Environment, Example, Group, Projection, Result, data_record, load_result, row
 from toy import toy_data
 
 SCRIPT = "<script>alert(1)</script>"
@@ -54,6 +54,22 @@ def result(bad: str, *, curves: dict[str, Any] | None = None, model: str | None 
     )
 
 
+def with_pictures(bad: str) -> Result:
+    """The same with t-SNE and attention, which take longer to draw."""
+    pictures = {"projections": (projection(bad), projection("suspect")), "attention": (attention_maps(bad, bad), attention_maps(bad, "word"))}
+    return result(bad).model_copy(update=pictures)
+
+
+def projection(bad: str) -> Projection:
+    points = ((0.0, 1.0), (2.0, -1.0))
+    return Projection(model=bad, groups=(Group(name=bad, points=points), Group(name=bad, triggered=True, points=points)))
+
+
+def attention_maps(bad: str, word: str) -> AttentionMaps:
+    layer = ((0.9, 0.1, 0.0), (0.3, 0.3, 0.4), (1.0, 0.0, 0.0))
+    return AttentionMaps(model=bad, tokens=("[CLS]", word, "[SEP]"), tokens_in_all=9, layers=(layer, layer[::-1]))
+
+
 class Page(HTMLParser):
     """The tags, attributes and texts that a browser would see."""
 
@@ -73,7 +89,8 @@ class Page(HTMLParser):
 
 def skeleton(page: str) -> list[tuple[str, dict[str, str | None]]]:
     """Tags and attributes without numbers, which differ between drawings."""
-    return [(tag, {name: re.sub(r"[\d.]+", "0", value or "") for name, value in attributes.items()}) for tag, attributes in Page(page).tags]
+    drawn = r"-\w*[0-9a-f]{10}\b|[\d.]+"  # names of parts of a drawing, from what it shows; numbers
+    return [(tag, {name: re.sub(drawn, "0", value or "") for name, value in attributes.items()}) for tag, attributes in Page(page).tags]
 
 
 # HTML
@@ -82,7 +99,7 @@ def skeleton(page: str) -> list[tuple[str, dict[str, str | None]]]:
 @pytest.mark.parametrize("bad", HOSTILE, ids=ids)
 def test_hostile_texts_add_no_tag_and_no_attribute(bad: str) -> None:
     words = " ".join(["word"] * len(bad.split()))  # the page has as many words as the hostile one
-    assert skeleton(html_report(result(bad))) == skeleton(html_report(result(words)))
+    assert skeleton(html_report(with_pictures(bad))) == skeleton(html_report(with_pictures(words)))
 
 
 @pytest.mark.parametrize("bad", HOSTILE, ids=ids)
@@ -94,7 +111,7 @@ def test_hostile_texts_are_shown_as_they_are(bad: str) -> None:
 
 @pytest.mark.parametrize("bad", HOSTILE, ids=ids)
 def test_the_page_stands_alone(bad: str) -> None:
-    page = html_report(result(bad))
+    page = html_report(with_pictures(bad))
     tags = Page(page).tags
     assert {tag for tag, _ in tags}.isdisjoint({"script", "img", "iframe", "object", "embed", "link", "base", "form", "a", "foreignobject", "image"})
     for _, attributes in tags:
@@ -119,6 +136,24 @@ def test_hostile_names_of_curves_stay_text(bad: str) -> None:
 @pytest.mark.parametrize("curves", [{}, {"a": ()}, {"a": ((1, 0.5),)}, {f"task {i}": ((1, 0.5), (2, 0.4)) for i in range(7)}])
 def test_any_number_of_curves(curves: dict[str, Any]) -> None:
     assert ("<h2>Training" in html_report(result("plain", curves=curves))) == any(curves.values())
+
+
+def test_drawings_in_one_page_share_no_id_and_find_their_parts() -> None:
+    tags = Page(html_report(with_pictures("plain"))).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [value for _, attributes in tags for name, value in attributes.items() if name.endswith("href")]
+    paths = [found for _, attributes in tags for value in attributes.values() for found in re.findall(r"url\(#([^)]*)\)", value or "")]
+    assert links
+    assert paths
+    assert {(link or "").removeprefix("#") for link in links} | set(paths) <= set(ids)
+
+
+def test_a_page_has_a_place_for_pictures_if_there_are_any() -> None:
+    without, having = (Page(html_report(one)).text for one in (result("plain", curves={}), with_pictures("plain")))
+    for part in ("t-SNE", "Where the models look"):
+        assert part not in without
+        assert part in having
 
 
 def test_the_page_is_the_same_each_time() -> None:
@@ -243,6 +278,7 @@ def test_curves_are_kept_by_task() -> None:
 
     curves = Curves()
     for progress in (
+        Progress("chosen", 1, 1, note="b was chosen"),
         Progress("a", 0, 2),
         Progress("a", 1, 2, {"loss": 0.123456}),
         Progress("b", 1, 1, {"loss": 2.0}),
@@ -250,3 +286,4 @@ def test_curves_are_kept_by_task() -> None:
     ):
         curves(progress)
     assert curves.frozen() == {"a": ((1, 0.12346), (2, 0.1)), "b": ((1, 2.0),)}
+    assert curves.notes == ["b was chosen"]

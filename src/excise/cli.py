@@ -31,6 +31,8 @@ usage: excise COMMAND ...
   evaluate   measure a classifier on clean and on triggered texts
   attack     plant a backdoor of your own, to test defenses (research use)
   run        run a recipe: attack, defenses, evaluation
+  perturb    rank augmentations by the loss they cause in a suspect
+  plot       draw losses, t-SNE and attention, before and after a repair
   bench      measure a grid of attacks, defenses, data and seeds; resumes
   train-lm   make a small language model from clean texts, for onion and cwea
   list       the methods and recipes there are
@@ -46,6 +48,8 @@ COMMANDS: dict[str, str | None] = {
     "evaluate": None,
     "attack": "attack",
     "run": None,
+    "perturb": None,
+    "plot": None,
     "bench": None,
     "train-lm": None,
 }

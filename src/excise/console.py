@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from excise import processes
+from excise.errors import printable
 from excise.progress import Progress, observe
 
 if TYPE_CHECKING:
@@ -67,8 +68,6 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line for people; left out with --quiet."""
-        from excise.errors import printable
-
         if not self.quiet:
             self._print(printable(text))
 
@@ -83,6 +82,11 @@ class Console:
         self._print(score_table(result))
         for note in result.notes:
             self.say(note)
+
+    def left_out(self, reasons: Mapping[str, str]) -> None:
+        """What could not be measured, and why; with --quiet too, as the ranking is of the others only."""
+        for name, why in reasons.items():
+            self._print(printable(f"{name} was left out: {why}"))
 
     def examples(self, examples: tuple[Example, ...], model: str) -> None:
         """A few texts with and without the trigger."""

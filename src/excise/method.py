@@ -106,6 +106,12 @@ class Augmentation(Method):
     """(text, generator) -> another text with the same label."""
 
     kind = "augmentation"
+    adaptive: ClassVar[bool] = False
+    """Whether it has to be chosen for a model before it can be called."""
+
+    def chosen(self, victim: Victim, data: TextDataset, *, seed: int) -> Augmentation:
+        """The augmentation to use on `data` for `victim`: this one, unless it is adaptive."""
+        return self
 
     @abstractmethod
     def __call__(self, text: str, random: Random) -> str:

@@ -19,7 +19,7 @@ __all__ = ["check_output", "writing"]
 RESULTS = ("result.json", "excise-result.json")
 LONGEST_NAME = 240
 """Bytes in the name of an output folder: 255 is the limit of most file systems, and the temporary folder beside it has a longer name."""
-WRITTEN = {".json", ".safetensors", ".html", ".jinja", ".model"}
+WRITTEN = {".json", ".safetensors", ".html", ".jinja", ".model", ".png", ".svg"}
 """Endings of what excise writes, apart from three files of fixed names."""
 
 

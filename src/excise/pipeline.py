@@ -11,15 +11,18 @@ from typing import Any, Literal, TypeVar
 
 from excise import registry
 from excise.attacks._triggers import InsertCombination, InsertWords
+from excise.augmentations.maximiser import Maximiser
 from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
+from excise.inspection import pictures
 from excise.language_model import trained_texts
 from excise.method import Attack, Backdoor, Method, Trigger
+from excise.perturbation import checked
 from excise.progress import observe, stage
 from excise.recipe import DataSource, Recipe
-from excise.result import Curves, Data, Environment, Example, Result, Row, command_line, data_record, row
+from excise.result import Curves, Data, Environment, Example, Result, Row, Study, command_line, data_record, row
 from excise.seeds import derive, generator
 from excise.victim import REJECTED, Precision, Victim
 
@@ -99,6 +102,7 @@ class Story:
                 cut = f"Cut to {some.max_length} tokens, {unseen} triggered texts show nothing of the trigger; they lower every ASR."
                 notes = [*notes, cut]
         notes = [*notes, *dict.fromkeys(note for method in self.methods.values() for note in method_notes(method))]
+        projections, attention = self._pictures(kind, test, trigger, target_label)
         return Result(
             kind=kind,
             command=command_line(),
@@ -112,8 +116,33 @@ class Story:
             examples=examples,
             curves=self.curves.frozen(),
             seconds=time.monotonic() - self.started,
-            notes=tuple(notes),
+            notes=(*notes, *self.curves.notes),
+            projections=projections,
+            attention=attention,
         )
+
+    def study(self, kind: Literal["perturb", "plot"], victim: Victim, augmentations: Sequence[str], **found: Any) -> Study:
+        """What a command found that looks at a model and does not score it; `found` are the fields of a `Study`."""
+        used = [spec for spec in augmentations if registry.spell(checked(spec)) not in found["left_out"]]
+        return Study(
+            kind=kind,
+            command=command_line(),
+            environment=Environment.of(str(victim.device), victim.precision),
+            seed=self.seed,
+            seconds=time.monotonic() - self.started,
+            notes=tuple(note for spec in used for note in method_notes(checked(spec))),
+            **found,
+        )
+
+    def _pictures(self, kind: Kind, test: TextDataset, trigger: Trigger | None, target_label: int | None) -> Any:
+        """Of the model before and after its last repair; guards change no model."""
+        before = next((name for name in ("suspect", "backdoored") if name in self.victims), None)
+        repaired = [name for name, victim in self.victims.items() if name not in (before, "clean") and not victim.is_guarded]
+        if kind not in ("run", "repair") or before is None:
+            return (), ()
+        shown = {name: self.victims[name] for name in (before, *repaired[-1:])}
+        with stage("pictures"):
+            return pictures(shown, test, trigger=trigger, target_label=target_label, seed=self.seed)
 
 
 def run(
@@ -181,7 +210,8 @@ def method_notes(method: Method) -> list[str]:
 
 def _settings_that_are_methods(method: Method) -> list[Method]:
     fields = dataclasses.fields(method)  # type: ignore[arg-type]
-    return [inner for field in fields if isinstance(inner := getattr(method, field.name), Method)]
+    inner = [value for field in fields if isinstance(value := getattr(method, field.name), Method)]
+    return inner + ([checked(spec) for spec in method.candidates] if isinstance(method, Maximiser) else [])
 
 
 def load_corpus(recipe: Recipe) -> Corpus:

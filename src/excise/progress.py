@@ -7,12 +7,15 @@ after a few steps and extrapolates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-__all__ = ["Observer", "Progress", "observe", "report", "stage"]
+__all__ = ["Observer", "Progress", "note", "observe", "report", "stage"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Progress:
     """Steps in all."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Numbers worth a curve, such as the training loss."""
+    note: str = ""
+    """Something a person should know that is no step: what was chosen, what was left out."""
 
 
 Observer = Callable[[Progress], bool | None]
@@ -61,3 +66,11 @@ def report(task: str, done: int, total: int, **values: float) -> bool:
     progress = Progress(": ".join((*_stages.get(), task)), done, total, values)
     stops = [observer(progress) for observer in _observers.get()]  # every observer is told, whatever the first one answers
     return any(stops)
+
+
+def note(text: str) -> None:
+    """Tell every observer something that belongs in the result."""
+    whole = ": ".join((*_stages.get(), text))
+    logger.info(whole)
+    for observer in _observers.get():
+        observer(Progress(whole, 1, 1, note=whole))

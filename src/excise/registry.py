@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -86,7 +87,8 @@ def settings(method: Method) -> dict[str, Any]:
 def spell(method: Method) -> str:
     """The form of one word for each setting that is not the default: `aeda share=0.2`."""
     plain, usual = settings(method), settings(type(method)())
-    return shlex.join([plain["method"], *(f"{field}={value}" for field, value in plain.items() if value != usual[field])])
+    pairs = ((field, value if isinstance(value, str) else json.dumps(value)) for field, value in plain.items() if value != usual[field])
+    return shlex.join([plain["method"], *(f"{field}={value}" for field, value in pairs)])
 
 
 def name_of(method: Method | type[Method]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,10 +17,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from excise.data import TextDataset
 from excise.errors import DataError
 from excise.evaluation import Scores
-from excise.metrics import Rate
+from excise.metrics import Rate, mean_interval
 from excise.progress import Progress
 
-__all__ = ["Curves", "Data", "Environment", "Example", "Measured", "Result", "Row", "data_record", "load_result", "row"]
+__all__ = [
+    "AttentionMaps",
+    "Curves",
+    "Data",
+    "Environment",
+    "Example",
+    "Group",
+    "LossRow",
+    "Mean",
+    "Measured",
+    "Projection",
+    "Record",
+    "Result",
+    "Row",
+    "Study",
+    "data_record",
+    "load_result",
+    "row",
+]
 
 VERSION = 1
 
@@ -96,32 +116,98 @@ class Environment(_Model):
         return cls(**versions, python=platform.python_version(), platform=system, device=device, threads=torch.get_num_threads(), precision=precision)
 
 
-class Result(_Model):
-    """One run: enough to run it again and to show what it found."""
+class Mean(_Model):
+    """A mean with what it rests on."""
+
+    value: float
+    n: int
+    low: float = Field(description="lower end of the 95 % bootstrap interval (BCa)")
+    high: float = Field(description="upper end of the 95 % bootstrap interval (BCa)")
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """Of two values or more."""
+        low, high = mean_interval(values)
+        return cls(value=fmean(values), n=len(values), low=low, high=high)
+
+
+class LossRow(_Model):
+    """What one augmentation costs one model."""
+
+    model: str
+    name: str = Field(description="the augmentation with its settings, or 'unchanged'")
+    loss: Mean = Field(description="cross-entropy of one variant of each text")
+    lead: Mean | None = Field(default=None, description="how much greater than the next augmentation's loss, text by text")
+    changed_words: float = Field(description="Q: words replaced, removed or put in between, mean over texts")
+    losses: tuple[float, ...] = Field(description="of each text, in the order of the data")
+
+
+class Group(_Model):
+    """Texts that are drawn alike."""
+
+    name: str
+    triggered: bool = False
+    points: tuple[tuple[float, float], ...]
+
+
+class Projection(_Model):
+    """A t-SNE drawing of the class vectors of some texts in one model."""
+
+    model: str
+    groups: tuple[Group, ...]
+
+
+class AttentionMaps(_Model):
+    """Where one model looks in one text: for each layer, query token and key token, the mean over heads of the attention probability."""
+
+    model: str
+    tokens: tuple[str, ...]
+    tokens_in_all: int = Field(description="more than are shown, if the text is long")
+    layers: tuple[tuple[tuple[float, ...], ...], ...]
+
+
+class Record(_Model):
+    """What the result of every command says: enough to run it again, and pictures of what its models see."""
 
     version: Literal[1] = VERSION
-    kind: Literal["run", "repair", "attack", "evaluate"]
+    kind: str
     command: str = Field(description="what was typed")
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     environment: Environment
     seed: int
     settings: dict[str, Any] = Field(description="the recipe, or the options of the command")
     model: str
-    target_label: str | None = None
     data: dict[str, Data]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    projections: tuple[Projection, ...] = ()
+    attention: tuple[AttentionMaps, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+class Result(Record):
+    """One run: models and what they scored."""
+
+    kind: Literal["run", "repair", "attack", "evaluate"]
+    target_label: str | None = None
     rows: tuple[Row, ...]
     examples: tuple[Example, ...] = ()
     curves: dict[str, tuple[tuple[int, float], ...]] = Field(default_factory=dict, description="task -> (step, loss)")
-    seconds: float
-    notes: tuple[str, ...] = ()
 
     def row(self, name: str) -> Row | None:
         """The row of that name."""
         return next((row for row in self.rows if row.name == name), None)
 
-    def save(self, path: Path) -> None:
-        """Write JSON."""
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+class Study(Record):
+    """One look at models without scoring them: what augmentations cost them, and pictures."""
+
+    kind: Literal["perturb", "plot"]
+    rows: tuple[LossRow, ...] = Field(default=(), description="for each model the greatest loss first, the unchanged texts last")
+    left_out: dict[str, str] = Field(default_factory=dict, description="augmentation that could not be used -> why")
 
 
 def load_result(path: Path) -> Result:
@@ -152,13 +238,16 @@ def data_record(source: str, data: TextDataset) -> Data:
 
 
 class Curves:
-    """An observer that keeps every loss it is told."""
+    """An observer that keeps every loss and every note it is told."""
 
     def __init__(self) -> None:
         self.kept: dict[str, list[tuple[int, float]]] = {}
+        self.notes: list[str] = []
 
     def __call__(self, progress: Progress) -> None:
-        """Keep a loss."""
+        """Keep a loss, or a note."""
+        if progress.note:
+            self.notes.append(progress.note)
         if "loss" in progress.values:
             self.kept.setdefault(progress.task, []).append((progress.done, round(progress.values["loss"], 5)))
 

@@ -27,12 +27,12 @@ from excise import references, registry
 from excise.attacks.badnets import BadNets
 from excise.attacks.ep import EP
 from excise.attacks.lwp import LWP
-from excise.augmentations._augment import augment
 from excise.commands._options import CONSTRUCTORS
 from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError, DataError, NeedsError
 from excise.evaluation import evaluate, triggered
 from excise.method import Attack, Augmentation, Defense, Knowledge, Method
+from excise.perturbation import augment
 from excise.pipeline import check_needs
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
@@ -397,11 +397,29 @@ def test_triggered_texts_score_higher(name: str) -> None:
 # Augmentations
 
 
+@cache
+def settled(name: str, labels: int = 2) -> Augmentation:
+    """The augmentation as defenses use it: chosen for a model if it is adaptive."""
+    augmentation: Augmentation = make_augmentation(name)
+    return augmentation.chosen(clean_victim(labels), toy_data(20, labels=labels), seed=0)
+
+
+@every_augmentation
+def test_only_an_adaptive_augmentation_has_to_be_chosen(name: str) -> None:
+    augmentation: Augmentation = make_augmentation(name)
+    assert not settled(name).adaptive
+    if augmentation.adaptive:
+        with pytest.raises(ConfigError, match="chosen"):
+            augmentation("a film", Random(0))
+    else:
+        assert augmentation.chosen(clean_victim(2), toy_data(20), seed=1) is augmentation
+
+
 @every_augmentation
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(min_size=1, max_size=80).filter(str.strip), seed=st.integers(0, 2**31))
 def test_a_variant_is_a_text_and_decided_by_the_generator(name: str, text: str, seed: int) -> None:
-    augmentation: Augmentation = make_augmentation(name)
+    augmentation = settled(name)
     variant = augmentation(text, Random(seed))
     assert variant.strip()
     assert variant == augmentation(text, Random(seed))
@@ -421,7 +439,7 @@ def test_an_augmentation_without_what_it_needs_refuses(name: str) -> None:
 @two_and_five_labels
 def test_variants_keep_the_label(name: str, labels: int) -> None:
     data = toy_data(20, labels=labels)
-    varied = augment(data, make_augmentation(name), copies=2, seed=0)
+    varied = augment(data, settled(name, labels), copies=2, seed=0)
     assert len(varied) == 40
     assert varied.labels == data.labels * 2
     assert varied.label_names == data.label_names

@@ -198,6 +198,6 @@ def test_ts_ft_is_the_first_step_of_mbtsad() -> None:
     victim, data = toy_victim(), toy_data(32)
     config = FitConfig(epochs=1, learning_rate=1e-3)
     defense = MBTSAD(copies=1, retraining=config)
-    teacher = defense.retrain(victim, defense.augment(data, seed=3), seed=3)
+    teacher = defense.retrain(victim, defense.augment(victim, data, seed=3), seed=3)
     alone = TSFT(copies=1, retraining=config)(victim, data, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(teacher.model.state_dict().values(), alone.model.state_dict().values(), strict=True))

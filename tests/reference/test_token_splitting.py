@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from excise.augmentations._augment import augment
 from excise.augmentations.token_splitting import TokenSplitting, detokenize, split_count, tokenize
 from excise.data import TextDataset
+from excise.perturbation import augment
 from reference import token_splitting_reference as slow
 from toy import toy_data
 

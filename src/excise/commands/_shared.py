@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from excise.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from excise.commands import attack, repair
     from excise.commands._options import Common, Texts
+    from excise.console import Console
     from excise.data import TextDataset
-    from excise.result import Result
+    from excise.result import Result, Study
     from excise.victim import Victim
 
 NO_FLOOR = "No clean twin is at hand, so the ASR floor is not known; clean flips are its nearest stand-in."
@@ -105,6 +106,17 @@ def write_reports(folder: Path, result: Result, name: str) -> None:
 
     result.save(folder / name)
     (folder / "report.html").write_text(html_report(result), encoding="utf-8")
+
+
+def write_study(out: Path, overwrite: bool, study: Study, figures: Mapping[str, bytes], console: Console) -> None:
+    """The folder of a command that looks and does not score: the result and figures by file name."""
+    from excise.output import writing
+
+    with writing(out, overwrite=overwrite) as folder:
+        study.save(folder / "excise-result.json")
+        for name, drawing in figures.items():
+            (folder / name).write_bytes(drawing)
+    console.say(f"Wrote {out}: {', '.join((*figures, 'excise-result.json'))}.")
 
 
 def size(victim: Victim) -> int:

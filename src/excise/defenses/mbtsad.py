@@ -22,11 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from excise.augmentations._augment import augment
 from excise.augmentations.token_splitting import TokenSplitting
 from excise.data import TextDataset
 from excise.defenses._forgetting import forgetting
 from excise.method import Augmentation, Defense, Paper
+from excise.perturbation import augment
 from excise.seeds import derive
 from excise.training import FitConfig, Loss, classification_loss, fit
 from excise.victim import Batch, Victim
@@ -51,7 +51,7 @@ class MBTSAD(Defense):
     copies: Annotated[int, Ge(1)] = 2
     """Token-split variants of each clean text."""
     augmentation: Augmentation = field(default_factory=TokenSplitting)
-    """How texts are varied."""
+    """How texts are varied; 'maximiser' takes what costs the suspect most, Eq. (9)."""
     retraining: FitConfig = field(default_factory=forgetting)
     """Step 1, which makes the teacher."""
     distillation: FitConfig = field(default_factory=forgetting)
@@ -60,13 +60,14 @@ class MBTSAD(Defense):
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         if self.alpha > 0:
             victim.check_attention()  # now, not after the teacher is trained
-        augmented = self.augment(data, seed=seed)
+        augmented = self.augment(victim, data, seed=seed)
         teacher = self.retrain(victim, augmented, seed=seed)
         return self.distil(victim, teacher, augmented, seed=seed)
 
-    def augment(self, data: TextDataset, *, seed: int) -> TextDataset:
-        """Token-split copies of the clean texts, for both steps."""
-        return augment(data, self.augmentation, copies=self.copies, seed=derive(seed, "augment"))
+    def augment(self, victim: Victim, data: TextDataset, *, seed: int) -> TextDataset:
+        """Token-split copies of the clean texts, for both steps; or varied by what the suspect decides, Eq. (9)."""
+        augmentation = self.augmentation.chosen(victim, data, seed=seed)
+        return augment(data, augmentation, copies=self.copies, seed=derive(seed, "augment"))
 
     def retrain(self, victim: Victim, augmented: TextDataset, *, seed: int) -> Victim:
         """Step 1, the teacher: the suspect retrained on split texts (on its own: TS-FT)."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
+import re
+from collections.abc import Callable
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from excise.errors import printable
+from excise.reports.figures import attention_figure, curve_figure, projection_figure
 from excise.reports.terminal import percent
 from excise.result import Measured, Result
 
@@ -27,7 +30,9 @@ def html_report(result: Result) -> str:
         result=result,
         with_asr=with_asr,
         floor=result.row("clean"),
-        curves=Markup(_curves(result)) if any(result.curves.values()) else "",
+        curves=_inline("curves", curve_figure, result.curves if any(result.curves.values()) else None),
+        projections=_inline("tsne", projection_figure, result.projections),
+        attention=_inline("attention", attention_figure, result.attention),
         settings=json.dumps(result.settings, indent=2, ensure_ascii=False, default=str),
         headline=_headline(result),
     )
@@ -59,37 +64,9 @@ def _bar(measured: Measured) -> Markup:
     )
 
 
-def _curves(result: Result) -> str:
-    """Training losses as one SVG."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    tasks = [(task, points) for task, points in result.curves.items() if points]
-    columns = min(2, len(tasks))
-    rows = -(-len(tasks) // columns)
-    # Text stays text, and drawing ids do not change between runs.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excise", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(4.4 * columns, 2.3 * rows), layout="constrained")
-        FigureCanvasSVG(figure)
-        for axes, (task, points) in zip(figure.subplots(rows, columns, squeeze=False).flat, tasks, strict=False):
-            steps, losses = zip(*points, strict=True)
-            axes.plot(steps, losses, color="#9db4d8", linewidth=0.8)
-            axes.plot(steps, _smooth(losses), color="#24508f", linewidth=1.6)
-            axes.set_title(task.replace("$", ""), fontsize=9, loc="left")
-            axes.set_xlabel("step")
-            axes.set_ylabel("loss")
-            axes.set_ylim(bottom=0)
-        for axes in list(figure.axes)[len(tasks) :]:
-            axes.remove()
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    return out.getvalue()[out.getvalue().index("<svg") :]
-
-
-def _smooth(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
-    smooth, kept = [], values[0]
-    for value in values:
-        kept = weight * kept + (1 - weight) * value
-        smooth.append(kept)
-    return smooth
+def _inline(name: str, draw: Callable[[Any], bytes], what: Any) -> Markup:
+    """A figure as part of the page, its ids made its own; nothing if there is nothing to draw."""
+    if not what:
+        return Markup("")
+    svg = draw(what).decode("utf-8")
+    return Markup(re.sub(r"<[^>]+>", lambda tag: re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{name}-", tag[0]), svg[svg.index("<svg") :]))

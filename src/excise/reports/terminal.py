@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from excise.errors import printable
-from excise.result import Example, Measured, Result
+from excise.result import Example, LossRow, Measured, Result
 
-__all__ = ["example_table", "percent", "score_table"]
+__all__ = ["example_table", "loss_table", "percent", "score_table"]
 
 
 def percent(measured: Measured | None) -> str:
@@ -34,6 +36,20 @@ def score_table(result: Result) -> Table:
             cells += [percent(line.asr), percent(line.clean_flip)]
         note = " (ASR floor)" if line.name == "clean" and line.asr else ""
         table.add_row(Text(printable(line.name) + note), *cells, f"{line.seconds:.0f} s" if line.seconds is not None else "-")
+    return table
+
+
+def loss_table(rows: Sequence[LossRow]) -> Table:
+    """One line an augmentation, the greatest loss first, the unchanged texts last."""
+    table = Table(caption="cross-entropy with one variant of each text: mean with its 95 % bootstrap interval", caption_justify="left")
+    table.add_column("augmentation", no_wrap=True)
+    for heading in ("mean loss", "above unchanged", "words changed (Q)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    base = rows[-1]
+    for row in rows:
+        loss = f"{row.loss.value:.4f} ({row.loss.low:.4f}-{row.loss.high:.4f}, n={row.loss.n})"
+        above = "-" if row is base else f"{row.loss.value - base.loss.value:+.4f}"
+        table.add_row(Text(printable(row.name)), loss, above, f"{row.changed_words:.1f}")
     return table
 
 
