@@ -11,7 +11,7 @@ import torch
 from transformers.models.auto.modeling_auto import AutoModel
 
 from excise.progress import Progress, observe
-from excise.victim import Victim, _token_batches, collate, resolve_precision
+from excise.victim import Victim, collate, resolve_precision, token_batches
 from toy import ARCHITECTURES, NAMES, SPECIAL, save_toy, toy_config, toy_data, toy_tokenizer, toy_victim
 
 LONG = "film " * 300
@@ -65,10 +65,10 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_prefers(architecture: st
 
 def test_batches_keep_to_their_budget() -> None:
     encodings = [{"input_ids": [0] * n} for n in [1] * 600 + [10] * 50 + [100]]
-    batches = list(_token_batches(range(len(encodings)), encodings, 120))
+    batches = list(token_batches(range(len(encodings)), encodings, 120))
     assert [i for rows in batches for i in rows] == list(range(len(encodings)))
     assert all(len(rows) * max(len(encodings[i]["input_ids"]) for i in rows) <= 120 for rows in batches)
-    assert max(map(len, _token_batches(range(600), encodings, 10**9))) == 256
+    assert max(map(len, token_batches(range(600), encodings, 10**9))) == 256
 
 
 def test_predicting_reports_its_progress() -> None:
