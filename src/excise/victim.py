@@ -149,20 +149,45 @@ class Victim:
 
     def logits(self, texts: Sequence[str], *, tokens_per_batch: int = 8192, name: str = "predict") -> Float[Tensor, "text label"]:
         """The logits of each text, in order, on the CPU. They do not depend on a text's neighbours beyond rounding."""
+        width = len(self.label_names)
+        return self.each(texts, lambda batch: self.model(**batch.inputs).logits, width=width, tokens_per_batch=tokens_per_batch, name=name)
+
+    def each(
+        self,
+        texts: Sequence[str],
+        read: Callable[[Batch], Float[Tensor, "batch width"]],
+        *,
+        width: int,
+        tokens_per_batch: int = 8192,
+        name: str | None = None,
+    ) -> Float[Tensor, "text width"]:
+        """What `read` finds in each text, in order, on the CPU; texts of like length share a batch.
+
+        Args:
+            texts: What is read.
+            read: Called with each batch, whose labels mean nothing.
+            width: How many numbers it gives a text.
+            tokens_per_batch: Most tokens in a batch, padding included.
+            name: How this is called in progress reports; None reports nothing. Stopped early, it leaves zeros.
+
+        Raises:
+            CheckpointError: A number is NaN or infinite.
+        """
         encodings = self.encode(texts)
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i]["input_ids"]))
-        found = torch.full((len(texts), len(self.label_names)), torch.nan)
+        found = torch.zeros(len(texts), width)
         done = 0
-        report(name, 0, len(texts))
+        if name:
+            report(name, 0, len(texts))
         with torch.inference_mode(), self.autocast():
             for rows in _token_batches(order, encodings, tokens_per_batch):
-                inputs = collate(self.tokenizer, [encodings[i] for i in rows])
-                found[rows] = self.model(**{k: v.to(self.device) for k, v in inputs.items()}).logits.float().cpu()
+                inputs = {k: v.to(self.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
+                found[rows] = read(Batch(inputs, torch.zeros(len(rows), dtype=torch.long))).float().cpu()
                 done += len(rows)
-                if report(name, done, len(texts)):
-                    return found
+                if name and report(name, done, len(texts)):
+                    break
         if not found.isfinite().all():
-            raise CheckpointError(f"{self.source or 'The model'} gives logits that are NaN or infinite: broken weights, or diverged training.")
+            raise CheckpointError(f"{self.source or 'The model'} gives outputs that are NaN or infinite: broken weights, or diverged training.")
         return found
 
     def predict(self, texts: Sequence[str], *, name: str = "predict") -> list[int]:
