@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from excise import registry
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate
-from excise.method import Attack, Backdoor, Defense
-from excise.pipeline import Corpus, check_needs, load_corpus
+from excise.method import Attack, Backdoor
+from excise.pipeline import Corpus, check_needs, load_corpus, with_training_set
 from excise.progress import report, stage
 from excise.recipe import Recipe, load_recipe
 from excise.result import Measured
@@ -124,8 +124,10 @@ def load_grid(path: Path) -> Grid:
         raise ConfigError(f"{path}: defenses: {NONE!r} is always measured. Leave it out.")
     for place in places(grid):
         _recipe(grid, place)
+    attacks = [registry.build("attack", spec, f"{path}: attacks.{name}") for name, spec in grid.attacks.items()]
+    attack = max(attacks, key=lambda attack: attack.poisons_texts, default=None)  # where another has no poisoned texts to show, its own cell fails
     for name, spec in grid.defenses.items():
-        check_needs(registry.build("defense", spec, f"{path}: defenses.{name}"))
+        check_needs(registry.build("defense", spec, f"{path}: defenses.{name}"), attack=attack)
     return grid
 
 
@@ -256,7 +258,7 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
     begun = time.monotonic()
     backdoor, defended = shared.backdoor, shared.backdoor.victim
     for defense in recipe.defenses:
-        repair: Defense = defense
+        repair = with_training_set(defense, recipe.attack, shared.corpus.train, seed=derive(recipe.seed, "attack"))
         defended = repair(backdoor.victim, shared.corpus.clean, seed=derive(recipe.seed, "defense"))
     seconds = time.monotonic() - begun
     scores, floor = _scores(defended, shared.corpus, backdoor, recipe.seed), shared.floor

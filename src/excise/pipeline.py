@@ -15,8 +15,8 @@ from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
-from excise.method import Attack, Backdoor, Defense, Detector, Method, Trigger
-from excise.progress import observe, stage
+from excise.method import Attack, Backdoor, Defense, Knowledge, Method, Trigger
+from excise.progress import noting, observe, stage
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, Row, command_line, data_record, row
 from excise.seeds import derive, generator
@@ -57,12 +57,13 @@ class Story:
         self.methods: dict[str, Method] = {}
         self.seconds: dict[str, float] = {}
         self.curves = Curves()
+        self.notes: list[str] = []
         self.started = time.monotonic()
 
     def make(self, name: str, work: Callable[[], Made], *, method: Method | None = None) -> Made:
         """Do the work that makes a model, timed and with its losses kept."""
         begun = time.monotonic()
-        with stage(name), observe(self.curves):
+        with stage(name), observe(self.curves), noting(self.notes):
             made = work()
         self.seconds[name] = time.monotonic() - begun
         self.victims[name] = made.victim if isinstance(made, Backdoor) else made
@@ -110,7 +111,7 @@ class Story:
             examples=examples,
             curves=self.curves.frozen(),
             seconds=time.monotonic() - self.started,
-            notes=tuple(notes),
+            notes=(*notes, *self.notes),
         )
 
 
@@ -127,7 +128,7 @@ def run(
     """
     story, seed = Story(recipe.seed), derive(recipe.seed, "attack")
     for defense in recipe.defenses:
-        check_needs(defense)
+        check_needs(defense, attack=recipe.attack)
     corpus = load_corpus(recipe)
     base = Victim.load(recipe.model, label_names=corpus.train.label_names, max_length=recipe.max_length, precision=precision, seed=recipe.seed)
     if base.label_names != corpus.train.label_names:
@@ -138,7 +139,8 @@ def run(
         on_attack(backdoor, corpus)
     for defense in recipe.defenses:
         name = _free_name(registry.name_of(defense), story.victims)
-        repaired = story.make(name, lambda: defense(backdoor.victim, corpus.clean, seed=derive(recipe.seed, "defense")), method=defense)  # noqa: B023
+        told = with_training_set(defense, recipe.attack, corpus.train, seed=seed)
+        repaired = story.make(name, lambda: told(backdoor.victim, corpus.clean, seed=derive(recipe.seed, "defense")), method=defense)  # noqa: B023
         if folder and not repaired.is_guarded:
             repaired.save(folder / name)
     if folder:
@@ -154,19 +156,42 @@ def run(
     )
 
 
-def check_needs(method: Defense | Detector) -> None:
-    """Refuse a defense that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
+def check_needs(method: Method, *, attack: Attack | None = None) -> None:
+    """Refuse a method that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
+
+    Args:
+        method: What is going to run, and with it the methods among its settings.
+        attack: Makes the suspect, and so has its training set.
 
     Raises:
-        NeedsError: Something is missing.
+        NeedsError: Something is missing, or no training text of the attack is poisoned.
+        ConfigError: A module is not installed.
     """
+    method.check_modules()
     for need in sorted(method.needs, key=lambda need: need.name):
         setting = need.name.lower()
-        if getattr(method, setting, None) in (None, ""):
+        if getattr(method, setting, None) not in (None, ""):
+            continue
+        if need is not Knowledge.TRAINING_SET or attack is None:
             raise NeedsError(f"{registry.name_of(method)} needs {need.value}. Give it as the setting {setting}.")
+        if not attack.poisons_texts:
+            own = registry.name_of(attack)
+            raise NeedsError(f"{registry.name_of(method)} needs poisoned training texts, but {own} changes weights after training on clean ones.")
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
-        if isinstance(inner := getattr(method, field.name), Defense | Detector):
-            check_needs(inner)
+        if isinstance(inner := getattr(method, field.name), Method):
+            check_needs(inner, attack=attack)
+
+
+def with_training_set(defense: Defense, attack: Attack, data: TextDataset, *, seed: int) -> Defense:
+    """The defense; if it needs the suspect's training set and its settings name none, with what the attack, called alike, trained on.
+
+    Raises:
+        NeedsError: No training text of the attack is poisoned.
+    """
+    check_needs(defense, attack=attack)
+    if Knowledge.TRAINING_SET not in defense.needs or getattr(defense, "training_set", None):
+        return defense
+    return replace(defense, training_set=attack.training_set(data, seed=seed))  # type: ignore[type-var]
 
 
 def load_corpus(recipe: Recipe) -> Corpus:

@@ -3,16 +3,21 @@
 The library never prints. A caller wraps its work in `observe(callback)`; every training loop and every evaluation inside then calls
 `report`. The command line draws bars from it, the result file takes its training curves from it, and `--dry-run` stops each loop
 after a few steps and extrapolates.
+
+What a person should read beside the result, and no number of it shows, is a `note`; whoever writes the result collects them with `noting`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-__all__ = ["Observer", "Progress", "observe", "report", "stage"]
+__all__ = ["Observer", "Progress", "note", "noting", "observe", "report", "stage"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ Observer = Callable[[Progress], bool | None]
 
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _stages: ContextVar[tuple[str, ...]] = ContextVar("stages", default=())
+_notes: ContextVar[tuple[list[str], ...]] = ContextVar("notes", default=())
 
 
 @contextmanager
@@ -61,3 +67,20 @@ def report(task: str, done: int, total: int, **values: float) -> bool:
     progress = Progress(": ".join((*_stages.get(), task)), done, total, values)
     stops = [observer(progress) for observer in _observers.get()]  # every observer is told, whatever the first one answers
     return any(stops)
+
+
+@contextmanager
+def noting(notes: list[str]) -> Iterator[None]:
+    """Collect in `notes` every note made inside the block."""
+    token = _notes.set((*_notes.get(), notes))
+    try:
+        yield
+    finally:
+        _notes.reset(token)
+
+
+def note(text: str) -> None:
+    """Log a sentence, and keep it for whoever collects notes."""
+    logger.info(text)
+    for notes in _notes.get():
+        notes.append(": ".join((*_stages.get(), text)))
