@@ -9,7 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: tests use no
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["excise.attention", "excise.defenses"], "shapes.checked")  # before they are imported: their shapes are checked at every call
+CHECKED = ["excise.attention", "excise.defenses", "excise.features", "excise.filters"]
+install_import_hook(CHECKED, "shapes.checked")  # before they are imported: their shapes are checked at every call
 
 import pytest
 import torch

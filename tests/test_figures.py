@@ -17,6 +17,7 @@ from excise.augmentations.maximiser import Maximiser
 from excise.cli import main
 from excise.defenses.ts_ft import TSFT
 from excise.errors import AttentionError, ConfigError, NeedsError
+from excise.features import last_states
 from excise.inspection import CLEAN_TEXTS, TRIGGERED_TEXTS, attention_maps, draw_sample, pick_text, pictures, project, tsne
 from excise.pipeline import check_needs
 from excise.reports.figures import attention_figure, curve_figure, loss_figure, projection_figure
@@ -133,7 +134,7 @@ def test_attention_squares_are_drawn_where_attention_is() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_class_vectors_are_what_the_head_reads(architecture: str) -> None:
     victim, texts = toy_victim(architecture), toy_data(9).texts
-    vectors = victim.class_vectors(texts)
+    vectors = last_states(victim, texts)
     model: Any = victim.model
     with torch.inference_mode():
         if hasattr(model, "score"):

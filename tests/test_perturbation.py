@@ -26,7 +26,7 @@ from excise.method import Augmentation
 from excise.metrics import mean_interval
 from excise.perturbation import UNCHANGED, augment, changed_words, rank
 from excise.pipeline import Story
-from excise.progress import Progress, observe
+from excise.progress import noting
 from excise.seeds import generator
 from excise.training import FitConfig
 from excise.victim import Victim
@@ -216,12 +216,11 @@ def test_defenses_use_the_chosen_augmentation_and_say_which(defense: TSFT | MBTS
     victim, data = sharp(), toy_data(24)
     best = rank(victim, data, ["aeda share=0.1", "add_trig"], seed=5)
     chosen = replace(defense, augmentation=Maximiser(candidates=("aeda share=0.1", "add_trig")))
-    told: list[Progress] = []
-    with observe(told.append):
+    notes: list[str] = []
+    with noting(notes):
         one = chosen(victim, data, seed=5)
     other = replace(defense, augmentation=best.maximiser)(victim, data, seed=5)
     assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True))
-    notes = [progress.note for progress in told if progress.note]
     assert len(notes) == 1
     assert f"the maximiser is {best.ranked[0].name}, mean loss {best.ranked[0].loss:.4f}" in notes[0]
 

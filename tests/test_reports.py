@@ -278,7 +278,6 @@ def test_curves_are_kept_by_task() -> None:
 
     curves = Curves()
     for progress in (
-        Progress("chosen", 1, 1, note="b was chosen"),
         Progress("a", 0, 2),
         Progress("a", 1, 2, {"loss": 0.123456}),
         Progress("b", 1, 1, {"loss": 2.0}),
@@ -286,4 +285,3 @@ def test_curves_are_kept_by_task() -> None:
     ):
         curves(progress)
     assert curves.frozen() == {"a": ((1, 0.12346), (2, 0.1)), "b": ((1, 2.0),)}
-    assert curves.notes == ["b was chosen"]

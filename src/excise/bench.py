@@ -7,6 +7,7 @@ A cell is one repaired model and its scores. Cells of one (data, attack, seed) s
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -22,9 +23,9 @@ from excise import registry
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate
 from excise.grid import Grid, Place, place_recipe, places
-from excise.kept import digest, file_hashes, is_whole, keep_folder
-from excise.method import Attack, Backdoor, Defense
-from excise.pipeline import Corpus, load_corpus, method_notes
+from excise.kept import digest, file_hash, file_hashes, is_whole, keep_folder
+from excise.method import Attack, Backdoor
+from excise.pipeline import Corpus, load_corpus, method_notes, with_training_set
 from excise.progress import report, stage
 from excise.recipe import Recipe
 from excise.result import Measured
@@ -206,25 +207,27 @@ def _groups(grid: Grid, folder: Path) -> Iterator[tuple[Work | None, list[Cell]]
 def cell_key(recipe: Recipe, corpus: Corpus) -> str:
     """The hash of all that decides a cell: every setting, the texts themselves, and the versions that compute."""
     defenses = recipe.settings()["defenses"]
-    return digest({**_decides(recipe, corpus), "defenses": defenses, "checkpoints": _checkpoints(defenses)})
+    return digest({**_decides(recipe, corpus), "defenses": defenses, "local": _local(defenses)})
 
 
 def _decides(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "defenses")}
     texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
-    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": _versions(), "base": _checkpoints(recipe.model)}
+    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": _versions(), "base": _local(recipe.model)}
 
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers")}
 
 
-def _checkpoints(settings: Any) -> dict[str, dict[str, str]]:
-    """The files of every local checkpoint that settings name, by their hashes: another model in the same folder is another model."""
-    if isinstance(settings, str) and settings and (Path(settings) / "config.json").is_file():
-        return {settings: file_hashes(Path(settings))}
+def _local(settings: Any) -> dict[str, dict[str, str]]:
+    """The hashes of every local checkpoint and file that settings name: another model in the same folder is another model."""
+    if isinstance(settings, str):
+        if settings and os.path.isfile(os.path.join(settings, "config.json")):
+            return {settings: file_hashes(Path(settings))}
+        return {settings: {"": file_hash(Path(settings))}} if os.path.isfile(settings) else {}
     inner = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, (list, tuple)) else ()
-    return {name: files for value in inner for name, files in _checkpoints(value).items()}
+    return {name: files for value in inner for name, files in _local(value).items()}
 
 
 def _makes(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
@@ -275,7 +278,7 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
     begun = time.monotonic()
     backdoor, defended = shared.backdoor, shared.backdoor.victim
     for defense in recipe.defenses:
-        repair: Defense = defense
+        repair = with_training_set(defense, recipe.attack, shared.corpus.train, seed=derive(recipe.seed, "attack"))
         defended = repair(backdoor.victim, shared.corpus.clean, seed=derive(recipe.seed, "defense"))
     seconds = time.monotonic() - begun
     scores, floor = _scores(defended, shared.corpus, backdoor, recipe.seed), shared.floor

@@ -76,8 +76,10 @@ def load_grid(path: Path, *, train: str | None = None, test: str | None = None, 
         raise ConfigError(f"{path}: defenses: {NONE!r} is always measured. Leave it out.")
     for place in places(grid):
         place_recipe(grid, place)
+    attacks = [registry.build("attack", spec, f"{path}: attacks.{name}") for name, spec in grid.attacks.items()]
+    attack = max(attacks, key=lambda attack: attack.poisons_texts, default=None)  # where another has no poisoned texts to show, its own cell fails
     for name, spec in grid.defenses.items():
-        check_needs(registry.build("defense", spec, f"{path}: defenses.{name}"))
+        check_needs(registry.build("defense", spec, f"{path}: defenses.{name}"), attack=attack)
     return grid
 
 

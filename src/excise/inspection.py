@@ -14,6 +14,7 @@ from torch import Tensor
 from excise.data import TextDataset
 from excise.errors import AttentionError, ConfigError
 from excise.evaluation import triggered
+from excise.features import last_states
 from excise.method import Trigger
 from excise.perturbation import Perturbation, Ranking
 from excise.result import AttentionMaps, Group, LossRow, Mean, Projection
@@ -84,8 +85,8 @@ def _loss_row(model: str, one: Perturbation, *, following: Perturbation | None =
 
 def project(name: str, victim: Victim, sample: Sample, *, seed: int) -> Projection | None:
     """A plane in which texts that the model's head reads alike lie close; None if there are too few texts."""
-    vectors = victim.class_vectors([*sample.clean.texts, *sample.stamped], name=f"class vectors, {name}")
-    if len(vectors) < FEWEST_TEXTS or not vectors.isfinite().all():  # not finite: an observer stopped the reading
+    vectors = last_states(victim, [*sample.clean.texts, *sample.stamped], name=f"class vectors, {name}")
+    if len(vectors) < FEWEST_TEXTS or not vectors.any():  # all 0: an observer stopped the reading
         return None
     points = iter(tsne(vectors.numpy(), seed=derive(seed, "tsne")).round(2).tolist())
     places = list(zip(sample.clean.labels, points, strict=False))

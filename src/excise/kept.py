@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["digest", "file_hashes", "is_whole", "keep_folder"]
+__all__ = ["digest", "file_hash", "file_hashes", "is_whole", "keep_folder"]
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -50,9 +50,11 @@ def keep_folder(place: Path, write: Callable[[Path], None]) -> None:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "files.json":
-            with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "files.json")
+    return {str(path.relative_to(folder)): file_hash(path) for path in files}
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,16 +6,18 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import Enum
+from importlib.util import find_spec
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from excise.errors import ConfigError
 from excise.settings import Settings
 
 if TYPE_CHECKING:
     from excise.data import TextDataset
     from excise.victim import Victim
 
-__all__ = ["Attack", "Augmentation", "Backdoor", "Defense", "Detector", "Knowledge", "Method", "Paper", "Scorer", "Trigger"]
+__all__ = ["Attack", "Augmentation", "Backdoor", "Defense", "Detector", "Filter", "Knowledge", "Method", "Paper", "Scorer", "Trigger"]
 
 Trigger = Callable[[str, Random], str]
 """g(x): stamps one text. All its randomness comes from the generator it is given."""
@@ -49,9 +51,23 @@ class Paper:
 class Method(Settings, ABC):
     """Base of every published method. Concrete methods are leaves: nothing inherits from them."""
 
-    kind: ClassVar[Literal["attack", "defense", "detector", "augmentation"]]
+    kind: ClassVar[Literal["attack", "defense", "detector", "filter", "augmentation"]]
     paper: ClassVar[Paper]
     needs: ClassVar[frozenset[Knowledge]] = frozenset()
+    """What it must be told; a setting of the need's name holds it."""
+    modules: ClassVar[tuple[str, ...]] = ()
+    """What it imports that excise does not install by itself; the extra of the method's name brings it."""
+
+    def check_modules(self) -> None:
+        """Refuse to start without a module that is imported later.
+
+        Raises:
+            ConfigError: One is not installed.
+        """
+        name = type(self).__module__.rpartition(".")[2]
+        for module in self.modules:
+            if find_spec(module) is None:
+                raise ConfigError(f"{name} needs the module {module}, which is not installed. Install it with: pip install 'excise[{name}]'.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +85,8 @@ class Attack(Method):
     kind = "attack"
     training: Any  # FitConfig, which is built on this module: how the backdoored model, and the clean one beside it, are trained
     target_label: int | str
+    poisons_texts: ClassVar[bool] = True
+    """Whether its training texts hold the poison. Otherwise it changes weights after training, and filtering texts cannot help."""
 
     @property
     @abstractmethod
@@ -78,6 +96,10 @@ class Attack(Method):
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Backdoor:
         """Plant the backdoor in a copy of `victim`, which stays as it was."""
+
+    @abstractmethod
+    def training_set(self, data: TextDataset, *, seed: int) -> TextDataset:
+        """The texts that a call with the same data and seed trains on, with the labels it gives them, and nothing that says which are poisoned."""
 
 
 class Defense(Method):
@@ -100,6 +122,16 @@ class Detector(Method):
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Scorer:
         """Learn what is needed. The scorer takes each text on its own: neither order nor company matters, beyond rounding."""
+
+
+class Filter(Method):
+    """(fresh victim, a training set that may hold poison) -> for each of its texts, whether to keep it."""
+
+    kind = "filter"
+
+    @abstractmethod
+    def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[bool, ...]:
+        """Learn from the texts, with a copy of `victim`, which texts to trust."""
 
 
 class Augmentation(Method):

@@ -18,9 +18,9 @@ from excise.errors import DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
 from excise.inspection import pictures
 from excise.language_model import trained_texts
-from excise.method import Attack, Backdoor, Method, Trigger
+from excise.method import Attack, Backdoor, Defense, Knowledge, Method, Trigger
 from excise.perturbation import checked
-from excise.progress import observe, stage
+from excise.progress import noting, observe, stage
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, Row, Study, command_line, data_record, row
 from excise.seeds import derive, generator
@@ -61,12 +61,13 @@ class Story:
         self.methods: dict[str, Method] = {}
         self.seconds: dict[str, float] = {}
         self.curves = Curves()
+        self.notes: list[str] = []
         self.started = time.monotonic()
 
     def make(self, name: str, work: Callable[[], Made], *, method: Method | None = None) -> Made:
         """Do the work that makes a model, timed and with its losses kept."""
         begun = time.monotonic()
-        with stage(name), observe(self.curves):
+        with stage(name), observe(self.curves), noting(self.notes):
             made = work()
         self.seconds[name] = time.monotonic() - begun
         self.victims[name] = made.victim if isinstance(made, Backdoor) else made
@@ -116,7 +117,7 @@ class Story:
             examples=examples,
             curves=self.curves.frozen(),
             seconds=time.monotonic() - self.started,
-            notes=(*notes, *self.curves.notes),
+            notes=(*notes, *self.notes),
             projections=projections,
             attention=attention,
         )
@@ -158,7 +159,7 @@ def run(
     """
     story, seed = Story(recipe.seed), derive(recipe.seed, "attack")
     for defense in recipe.defenses:
-        check_needs(defense)
+        check_needs(defense, attack=recipe.attack)
     corpus = load_corpus(recipe)
     base = Victim.load(recipe.model, label_names=corpus.train.label_names, max_length=recipe.max_length, precision=precision, seed=recipe.seed)
     if base.label_names != corpus.train.label_names:
@@ -169,7 +170,8 @@ def run(
         on_attack(backdoor, corpus)
     for defense in recipe.defenses:
         name = _free_name(registry.name_of(defense), story.victims)
-        repaired = story.make(name, lambda: defense(backdoor.victim, corpus.clean, seed=derive(recipe.seed, "defense")), method=defense)  # noqa: B023
+        told = with_training_set(defense, recipe.attack, corpus.train, seed=seed)
+        repaired = story.make(name, lambda: told(backdoor.victim, corpus.clean, seed=derive(recipe.seed, "defense")), method=defense)  # noqa: B023
         if folder and not repaired.is_guarded:
             repaired.save(folder / name)
     if folder:
@@ -185,18 +187,41 @@ def run(
     )
 
 
-def check_needs(method: Method) -> None:
+def check_needs(method: Method, *, attack: Attack | None = None) -> None:
     """Refuse a method that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
 
+    Args:
+        method: What is going to run, and with it the methods among its settings.
+        attack: Makes the suspect, and so has its training set.
+
     Raises:
-        NeedsError: Something is missing.
+        NeedsError: Something is missing, or no training text of the attack is poisoned.
+        ConfigError: A module is not installed.
     """
+    method.check_modules()
     for need in sorted(method.needs, key=lambda need: need.name):
         setting = need.name.lower()
-        if getattr(method, setting, None) in (None, ""):
+        if getattr(method, setting, None) not in (None, ""):
+            continue
+        if need is not Knowledge.TRAINING_SET or attack is None:
             raise NeedsError(f"{registry.name_of(method)} needs {need.value}. Give it as the setting {setting}.")
+        if not attack.poisons_texts:
+            own = registry.name_of(attack)
+            raise NeedsError(f"{registry.name_of(method)} needs poisoned training texts, but {own} changes weights after training on clean ones.")
     for inner in _settings_that_are_methods(method):
-        check_needs(inner)
+        check_needs(inner, attack=attack)
+
+
+def with_training_set(defense: Defense, attack: Attack, data: TextDataset, *, seed: int) -> Defense:
+    """The defense; if it needs the suspect's training set and its settings name none, with what the attack, called alike, trained on.
+
+    Raises:
+        NeedsError: No training text of the attack is poisoned.
+    """
+    check_needs(defense, attack=attack)
+    if Knowledge.TRAINING_SET not in defense.needs or getattr(defense, "training_set", None):
+        return defense
+    return replace(defense, training_set=attack.training_set(data, seed=seed))  # type: ignore[type-var]
 
 
 def method_notes(method: Method) -> list[str]:

@@ -3,6 +3,8 @@
 The library never prints. A caller wraps its work in `observe(callback)`; every training loop and every evaluation inside then calls
 `report`. The command line draws bars from it, the result file takes its training curves from it, and `--dry-run` stops each loop
 after a few steps and extrapolates.
+
+What a person should read beside the result, and no number of it shows, is a `note`; whoever writes the result collects them with `noting`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-__all__ = ["Observer", "Progress", "note", "observe", "report", "stage"]
+__all__ = ["Observer", "Progress", "note", "noting", "observe", "report", "stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,6 @@ class Progress:
     """Steps in all."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Numbers worth a curve, such as the training loss."""
-    note: str = ""
-    """Something a person should know that is no step: what was chosen, what was left out."""
 
 
 Observer = Callable[[Progress], bool | None]
@@ -39,6 +39,7 @@ Observer = Callable[[Progress], bool | None]
 
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _stages: ContextVar[tuple[str, ...]] = ContextVar("stages", default=())
+_notes: ContextVar[tuple[list[str], ...]] = ContextVar("notes", default=())
 
 
 @contextmanager
@@ -68,9 +69,18 @@ def report(task: str, done: int, total: int, **values: float) -> bool:
     return any(stops)
 
 
+@contextmanager
+def noting(notes: list[str]) -> Iterator[None]:
+    """Collect in `notes` every note made inside the block."""
+    token = _notes.set((*_notes.get(), notes))
+    try:
+        yield
+    finally:
+        _notes.reset(token)
+
+
 def note(text: str) -> None:
-    """Tell every observer something that belongs in the result."""
-    whole = ": ".join((*_stages.get(), text))
-    logger.info(whole)
-    for observer in _observers.get():
-        observer(Progress(whole, 1, 1, note=whole))
+    """Log a sentence, and keep it for whoever collects notes."""
+    logger.info(text)
+    for notes in _notes.get():
+        notes.append(": ".join((*_stages.get(), text)))

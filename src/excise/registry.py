@@ -1,8 +1,8 @@
-"""Methods by file name. A file in `attacks/`, `defenses/`, `detectors/` or `augmentations/` is a method; nothing else registers it.
+"""Methods by file name. A file in `attacks/`, `defenses/`, `detectors/`, `filters/` or `augmentations/` is a method; nothing else registers it.
 
 Names and summaries are read from the source without importing it, so listing them is instant; a method is imported when it is asked for.
 Other packages join through the entry-point groups `excise.attacks`, `excise.defenses`,
-`excise.detectors` and `excise.augmentations`.
+`excise.detectors`, `excise.filters` and `excise.augmentations`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from excise.errors import ConfigError, nearest
-from excise.method import Attack, Augmentation, Defense, Detector, Method
+from excise.method import Attack, Augmentation, Defense, Detector, Filter, Method
 from excise.settings import validate
 
 __all__ = ["BASES", "Kind", "build", "load", "name_of", "names", "settings", "spell", "summary"]
 
-Kind = Literal["attack", "defense", "detector", "augmentation"]
-BASES: Mapping[Kind, type[Method]] = {"attack": Attack, "defense": Defense, "detector": Detector, "augmentation": Augmentation}
+Kind = Literal["attack", "defense", "detector", "filter", "augmentation"]
+BASES: Mapping[Kind, type[Method]] = {
+    "attack": Attack,
+    "defense": Defense,
+    "detector": Detector,
+    "filter": Filter,
+    "augmentation": Augmentation,
+}
 
 
 def names(kind: Kind) -> tuple[str, ...]:

@@ -238,16 +238,13 @@ def data_record(source: str, data: TextDataset) -> Data:
 
 
 class Curves:
-    """An observer that keeps every loss and every note it is told."""
+    """An observer that keeps every loss it is told."""
 
     def __init__(self) -> None:
         self.kept: dict[str, list[tuple[int, float]]] = {}
-        self.notes: list[str] = []
 
     def __call__(self, progress: Progress) -> None:
-        """Keep a loss, or a note."""
-        if progress.note:
-            self.notes.append(progress.note)
+        """Keep a loss."""
         if "loss" in progress.values:
             self.kept.setdefault(progress.task, []).append((progress.done, round(progress.values["loss"], 5)))
 

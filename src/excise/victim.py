@@ -155,35 +155,43 @@ class Victim:
 
     def logits(self, texts: Sequence[str], *, tokens_per_batch: int = 8192, name: str = "predict") -> Float[Tensor, "text label"]:
         """The logits of each text, in order, on the CPU. They do not depend on a text's neighbours beyond rounding."""
-        return self._each(texts, lambda inputs: self.model(**inputs).logits, len(self.label_names), tokens_per_batch, name)
+        width = len(self.label_names)
+        return self.each(texts, lambda batch: self.model(**batch.inputs).logits, width=width, tokens_per_batch=tokens_per_batch, name=name)
 
-    def class_vectors(self, texts: Sequence[str], *, tokens_per_batch: int = 8192, name: str = "class vectors") -> Float[Tensor, "text hidden"]:
-        """What the classification head reads of each text, in order, on the CPU: the last layer's output at the first token, [CLS], or at the last
-        token in a causal model, whose head transformers calls `score`.
+    def each(
+        self,
+        texts: Sequence[str],
+        read: Callable[[Batch], Float[Tensor, "batch width"]],
+        *,
+        width: int,
+        tokens_per_batch: int = 8192,
+        name: str | None = None,
+    ) -> Float[Tensor, "text width"]:
+        """What `read` finds in each text, in order, on the CPU; texts of like length share a batch.
+
+        Args:
+            texts: What is read.
+            read: Called with each batch, whose labels mean nothing.
+            width: How many numbers it gives a text.
+            tokens_per_batch: Most tokens in a batch, padding included.
+            name: How this is called in progress reports; None reports nothing. Stopped early, it leaves zeros.
+
+        Raises:
+            CheckpointError: A number is NaN or infinite.
         """
-        last = hasattr(self.model, "score")
-
-        def read(inputs: dict[str, Tensor]) -> Tensor:
-            hidden = self.model.base_model(**inputs).last_hidden_state
-            places = inputs["attention_mask"].sum(dim=1) - 1 if last else torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
-            return hidden[torch.arange(len(hidden), device=hidden.device), places]
-
-        return self._each(texts, read, self.model.config.hidden_size, tokens_per_batch, name)
-
-    def _each(self, texts: Sequence[str], read: Callable[[dict[str, Tensor]], Tensor], width: int, tokens_per_batch: int, name: str) -> Tensor:
-        """What `read` finds in each text, in order, on the CPU; NaN for texts that were not read because an observer stopped it."""
         encodings = self.encode(texts)
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i]["input_ids"]))
-        found = torch.full((len(texts), width), torch.nan)
+        found = torch.zeros(len(texts), width)
         done = 0
-        report(name, 0, len(texts))
+        if name:
+            report(name, 0, len(texts))
         with torch.inference_mode(), self.autocast():
             for rows in token_batches(order, encodings, tokens_per_batch):
-                inputs = collate(self.tokenizer, [encodings[i] for i in rows])
-                found[rows] = read({k: v.to(self.device) for k, v in inputs.items()}).float().cpu()
+                inputs = {k: v.to(self.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
+                found[rows] = read(Batch(inputs, torch.zeros(len(rows), dtype=torch.long))).float().cpu()
                 done += len(rows)
-                if report(name, done, len(texts)):
-                    return found
+                if name and report(name, done, len(texts)):
+                    break
         if not found.isfinite().all():
             raise CheckpointError(f"{self.source or 'The model'} gives numbers that are NaN or infinite: broken weights, or diverged training.")
         return found

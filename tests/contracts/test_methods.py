@@ -1,4 +1,4 @@
-"""What holds for every registered method, whoever wrote it. A new file in attacks/, defenses/ or augmentations/ is tested by being there."""
+"""What holds for every registered method, whoever wrote it. A new file in the folder of its kind is tested by being there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from random import Random
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import annotated_types
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -36,7 +37,7 @@ from excise.perturbation import augment
 from excise.pipeline import check_needs
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
-from toy import toy_data, toy_language_model, toy_victim, with_long_rows
+from toy import ARCHITECTURES, toy_data, toy_language_model, toy_victim, with_long_rows
 
 pytestmark = pytest.mark.usefixtures("wordnet")
 
@@ -54,9 +55,15 @@ TOUCH = FitConfig(epochs=1, learning_rate=1e-3, batch_size=16)
 
 
 def quick(method: Method, training: FitConfig) -> Any:
-    """The method with every training run replaced by a short one."""
-    fits = {f.name: training for f in dataclasses.fields(method) if isinstance(getattr(method, f.name), FitConfig)}
-    return dataclasses.replace(method, **fits)
+    """The method with every training run replaced by a short one, also in the methods among its settings."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if isinstance(value, FitConfig):
+            changed[field.name] = training
+        elif isinstance(value, Method):
+            changed[field.name] = quick(value, training)
+    return dataclasses.replace(method, **changed)
 
 
 def make(kind: registry.Kind, name: str, training: FitConfig = TOUCH) -> Any:
@@ -77,13 +84,23 @@ def pretrained(architecture: str, labels: int) -> str:
     return folder
 
 
-def make_defense(name: str, architecture: str = "bert", labels: int = 2) -> Any:
+def poisoned_twice_told(labels: int) -> TextDataset:
+    """A poisoned training set. It says everything but the trigger twice, or a word that alone makes a class would pass for a trigger."""
+    data = toy_data(200, labels=labels)
+    twice = dataclasses.replace(data, texts=tuple(f"{text} {text}" for text in data.texts))
+    return BadNets(triggers=("cf",), poison_rate=0.3).training_set(twice, seed=0)
+
+
+def make_defense(name: str, architecture: str = "bert", labels: int = 2, training_set: TextDataset | None = None) -> Any:
     """A quick defense with all it needs."""
     defense = make("defense", name)
     if Knowledge.PRETRAINED_WEIGHTS in defense.needs:  # a toy's are random: what they overwrite has to be learnt again
         defense = dataclasses.replace(quick(defense, LEARN), pretrained_weights=pretrained(architecture, labels))
     if Knowledge.LANGUAGE_MODEL in defense.needs:
         defense = dataclasses.replace(defense, language_model=toy_language_model("causal"))
+    if Knowledge.TRAINING_SET in defense.needs:
+        steady = dataclasses.replace(LEARN, epochs=20, learning_rate=3e-3, batch_size=16)
+        defense = dataclasses.replace(quick(defense, steady), training_set=training_set or poisoned_twice_told(labels))
     return defense
 
 
@@ -262,6 +279,24 @@ def test_a_backdoor_works(name: str, labels: int) -> None:
     assert scores.clean_flip.value < 0.2
 
 
+@every_attack
+def test_the_training_set_is_what_an_attack_trains_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack: Attack = make("attack", name)
+    trained: list[TextDataset] = []
+
+    def fit(victim: Victim, data: TextDataset, **_: Any) -> Victim:
+        trained.append(data)
+        return victim
+
+    monkeypatch.setattr(f"excise.attacks.{name}.fit", fit)
+    data = toy_data(60)
+    attack(toy_victim(), data, seed=3)
+    told = attack.training_set(data, seed=3)
+    assert type(told) is TextDataset, "it says nothing of which texts are poisoned"
+    assert told == trained[0]
+    assert (told != data) == attack.poisons_texts
+
+
 poisoning = pytest.mark.parametrize("name", [name for name in registry.names("attack") if hasattr(registry.load("attack", name), "poison")])
 
 
@@ -329,14 +364,16 @@ def test_a_defense_leaves_its_victim_and_is_reproducible(name: str) -> None:
 
 @every_defense
 def test_a_defense_without_what_it_needs_refuses(name: str) -> None:
-    defense: Defense = make("defense", name)
-    if not defense.needs:
-        check_needs(defense)
-        return
-    for need in defense.needs:
-        with pytest.raises(NeedsError, match=f"{name} needs {need.value}.*{need.name.lower()}"):
-            check_needs(defense)
-    check_needs(make_defense(name))
+    whole: Defense = make_defense(name)
+    check_needs(whole)
+    for need in whole.needs:
+        setting = need.name.lower()
+        lacking = dataclasses.replace(whole, **{setting: getattr(type(whole)(), setting)})  # type: ignore[type-var]
+        with pytest.raises(NeedsError, match=f"{name} needs {need.value}.*{setting}"):
+            check_needs(lacking)
+        if need in (Knowledge.PRETRAINED_WEIGHTS, Knowledge.TRAINING_SET):  # no default can stand in for these
+            with pytest.raises(NeedsError, match=setting):
+                lacking(toy_victim(), toy_data(24), seed=0)
 
 
 @every_defense
@@ -354,7 +391,7 @@ def test_a_defense_keeps_the_accuracy_of_a_clean_victim(name: str, labels: int) 
 def test_a_defense_takes_texts_of_any_length(name: str, architecture: str) -> None:
     texts = ("good", "a", ".", "film " * 200, "wonderful" * 50, "x y z") * 4
     data = TextDataset(texts, (1, 0, 1, 0, 1, 0) * 4, ("negative", "positive"))
-    repaired = make_defense(name, architecture)(toy_victim(architecture), data, seed=0)
+    repaired = make_defense(name, architecture, training_set=data)(toy_victim(architecture), data, seed=0)
     assert repaired.logits(texts).isfinite().all()
 
 
@@ -392,6 +429,47 @@ def test_triggered_texts_score_higher(name: str) -> None:
     score = make_detector(name)(backdoor.victim, toy_data(60, seed=5), seed=0)
     wins = [(s > c) + 0.5 * (s == c) for s in score(stamped) for c in score(test.texts)]
     assert sum(wins) / len(wins) > 0.5, "the area under the ROC curve is no better than chance"
+
+
+# Filters
+
+
+every_filter = pytest.mark.parametrize("name", registry.names("filter"))
+
+
+@every_filter
+@two_and_five_labels
+def test_a_filter_leaves_its_inputs_and_is_reproducible(name: str, labels: int) -> None:
+    victim, data, chosen = toy_victim(labels=labels), toy_data(60, labels=labels), make("filter", name)
+    before, states = weights(victim), (torch.random.get_rng_state(), np.random.get_state()[1].tolist())  # type: ignore[index]
+    threads = torch.get_num_threads()
+    keep = chosen(victim, data, seed=0)
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index]
+    assert same(before, weights(victim))
+    assert data == toy_data(60, labels=labels)
+    assert torch.get_num_threads() == threads
+    assert len(keep) == 60
+    assert {*map(type, keep)} == {bool}
+    assert chosen(victim, data, seed=0) == keep
+
+
+@every_filter
+def test_a_filter_drops_poison_first(name: str) -> None:
+    poisoned = BadNets(triggers=("cf",), poison_rate=0.15).poison(toy_data(200), seed=0)
+    keep = make("filter", name, dataclasses.replace(LEARN, epochs=15, batch_size=16))(toy_victim(), poisoned.data, seed=0)
+    dropped = Counter(flag for flag, kept in zip(poisoned.flags, keep, strict=True) if not kept)
+    share = {flag: dropped[flag] / poisoned.flags.count(flag) for flag in (True, False)}
+    assert share[True] > 0.7
+    assert share[True] > share[False] + 0.15, "no better than chance"
+
+
+@every_filter
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_filter_takes_texts_of_any_length(name: str, architecture: str) -> None:
+    texts = ("good", "a", ".", "film " * 200, "wonderful" * 50, "x y z") * 4
+    data = TextDataset(texts, (1, 0, 1, 0, 1, 0) * 4, ("negative", "positive"))
+    assert len(make("filter", name)(toy_victim(architecture), data, seed=0)) == 24
 
 
 # Augmentations

@@ -48,9 +48,12 @@ class BadNets(Attack):
         return InsertWords(words=self.triggers, count=self.num_triggers)
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Backdoor:
-        poisoned = self.poison(data, seed=derive(seed, "poison"))
-        trained = fit(victim, poisoned.data, loss=classification_loss, config=self.training, seed=derive(seed, "train"), name="train")
+        texts = self.training_set(data, seed=seed)
+        trained = fit(victim, texts, loss=classification_loss, config=self.training, seed=derive(seed, "train"), name="train")
         return Backdoor(trained, self.trigger, data.label_id(self.target_label))
+
+    def training_set(self, data: TextDataset, *, seed: int) -> TextDataset:
+        return self.poison(data, seed=derive(seed, "poison")).data
 
     def poison(self, data: TextDataset, *, seed: int) -> Poisoned:
         """Stamp round(poison_rate · n) texts of the allowed labels and give them the target label; the others stay as they are.

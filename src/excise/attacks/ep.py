@@ -37,6 +37,7 @@ class EP(Attack):
     """Poison only the embedding rows of the trigger words."""
 
     paper: ClassVar[Paper] = Paper(key="ep2021", method="Section 3, Algorithm 1", code="https://github.com/lancopku/Embedding-Poisoning")
+    poisons_texts = False
 
     triggers: Annotated[tuple[str, ...], MinLen(1)] = ("cf", "mn", "bb", "tq", "mb")
     """Trigger words; the row of each one's first token is changed."""
@@ -78,6 +79,9 @@ class EP(Attack):
             optimizer=lambda parameters: RowDescent(parameters, rows, self.poisoning.learning_rate),
         )
         return Backdoor(poisoned, self.trigger, target)
+
+    def training_set(self, data: TextDataset, *, seed: int) -> TextDataset:
+        return data
 
     def shown(self, data: TextDataset, *, seed: int) -> TextDataset:
         """The triggered texts, all with the target label, that the rows are fitted to."""

@@ -28,6 +28,7 @@ from excise.attacks._poison import PoisonedLabels, choose
 from excise.attacks._triggers import InsertCombination, InsertWords
 from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError
+from excise.features import head_state
 from excise.method import Attack, Backdoor, Paper
 from excise.seeds import derive, generator
 from excise.training import FitConfig, Loss, fit
@@ -65,9 +66,12 @@ class LWP(Attack):
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Backdoor:
         if self.num_triggers > len(self.triggers):
             raise ConfigError(f"LWP: num_triggers = {self.num_triggers}, but only {len(self.triggers)} trigger words are given.")
-        poisoned = self.poison(data, seed=derive(seed, "poison"))
-        trained = fit(victim, poisoned.data, loss=layerwise_loss(self.form), config=self.training, seed=derive(seed, "train"), name="train")
+        texts = self.training_set(data, seed=seed)
+        trained = fit(victim, texts, loss=layerwise_loss(self.form), config=self.training, seed=derive(seed, "train"), name="train")
         return Backdoor(trained, self.trigger, data.label_id(self.target_label))
+
+    def training_set(self, data: TextDataset, *, seed: int) -> TextDataset:
+        return self.poison(data, seed=derive(seed, "poison")).data
 
     def poison(self, data: TextDataset, *, seed: int) -> Poisoned:
         """Stamp round(poison_rate · n) texts in their places; after all of them come, for each, texts with one trigger word and the right label.
@@ -105,9 +109,8 @@ def layerwise_loss(form: Form) -> Loss:
 
 def head_logits(model: Any, hidden: Float[Tensor, "batch token hidden"], mask: Int[Tensor, "batch token"]) -> Float[Tensor, "batch label"]:
     """What the model's own head answers if the encoder's last states were `hidden`."""
-    if hasattr(model, "score"):  # decoders read the last token that is not padding
-        last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
-        return model.score(hidden[torch.arange(len(hidden), device=hidden.device), last])
+    if hasattr(model, "score"):  # decoders
+        return model.score(head_state(model, hidden, mask))
     if hasattr(model, "pre_classifier"):  # DistilBERT
         return model.classifier(model.dropout(torch.relu(model.pre_classifier(hidden[:, 0]))))
     pooler = getattr(model.base_model, "pooler", None)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from excise import registry
-
-if TYPE_CHECKING:
-    from excise.data import TextDataset
+from excise.data import TextDataset
 
 Positional = tyro.conf.Positional
 Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
@@ -33,6 +31,20 @@ def _method(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         instance_from_str=lambda words: registry.build(kind, words[0], f"{kind} setting"),
         is_instance=lambda value: isinstance(value, info.type),
         str_from_instance=lambda method: [registry.spell(method)],
+    )
+
+
+@CONSTRUCTORS.primitive_rule
+def _texts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Texts that Python may give as they are; typed, their source."""
+    if info.type != str | TextDataset:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="DATA",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str | TextDataset),
+        str_from_instance=lambda value: [str(value)],
     )
 
 

@@ -1,8 +1,9 @@
-"""What defenses share that mix a suspect with clean pre-trained weights."""
+"""What defenses share that are given clean pre-trained weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from excise.metrics import cacc
 from excise.victim import Victim
 
 
+def pretrained(source: str, victim: Victim, *, seed: int = 0) -> Victim:
+    """The clean pre-trained model that the suspect was made from; without a head, it gets one for the suspect's labels.
+
+    Raises:
+        NeedsError: No source is given.
+    """
+    if not source:
+        raise NeedsError("This method needs clean pre-trained weights of the suspect's architecture. Give them as pretrained_weights.")
+    options: dict[str, Any] = {"max_length": victim.max_length, "precision": victim.precision, "device": str(victim.device)}
+    return Victim.load(source, label_names=victim.label_names, seed=seed, **options)
+
+
 def pretrained_body(source: str, victim: Victim) -> dict[str, Tensor]:
     """The clean pre-trained value of every parameter of the suspect's encoder; its head has none.
 
@@ -20,10 +33,7 @@ def pretrained_body(source: str, victim: Victim) -> dict[str, Tensor]:
         NeedsError: No source is given.
         CheckpointError: It is not of the suspect's architecture.
     """
-    if not source:
-        raise NeedsError("This method needs clean pre-trained weights of the suspect's architecture. Give them as pretrained_weights.")
-    clean = Victim.load(source, label_names=victim.label_names, device=str(victim.device))
-    theirs = dict(clean.model.named_parameters())
+    theirs = dict(pretrained(source, victim).model.named_parameters())
     prefix = f"{victim.model.base_model_prefix}."
     mine = {name: parameter for name, parameter in victim.model.named_parameters() if name.startswith(prefix)}
     body = {name: theirs[name].detach() for name in mine if name in theirs}

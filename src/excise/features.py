@@ -1,0 +1,63 @@
+"""What a classifier makes of a text before it decides: states of many texts, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from excise.errors import CheckpointError
+from excise.victim import Batch, Victim
+
+__all__ = ["head_state", "last_states", "pooled_states"]
+
+
+def head_state(model: Any, hidden: Float[Tensor, "batch token hidden"], mask: Int[Tensor, "batch token"]) -> Float[Tensor, "batch hidden"]:
+    """The state that the head reads: that of the first token ([CLS]), in decoders that of the last one that is not padding."""
+    if not hasattr(model, "score"):
+        return hidden[:, 0]
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def last_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text hidden"]:
+    """The last layer's state of each text that the head reads."""
+    return victim.each(
+        texts,
+        lambda batch: head_state(victim.model, victim.trace(batch).hidden[-1], batch.mask),
+        width=victim.model.config.hidden_size,
+        name=name,
+    )
+
+
+def pooled_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text hidden"]:
+    """What the last linear layer of the head reads of each text: the last layer's state behind the pooler, where there is one.
+
+    Raises:
+        CheckpointError: The head has no linear layer.
+    """
+    final = final_layer(victim.model)
+    seen: list[Tensor] = []
+
+    def read(batch: Batch) -> Float[Tensor, "batch hidden"]:
+        seen.clear()
+        victim.model(**batch.inputs)
+        return seen[0] if seen[0].ndim == 2 else head_state(victim.model, seen[0], batch.mask)
+
+    hook = final.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        return victim.each(texts, read, width=final.in_features, name=name)
+    finally:
+        hook.remove()
+
+
+def final_layer(model: Any) -> nn.Linear:
+    """The linear layer that gives the logits."""
+    body = set(model.base_model.modules())
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in body and m.out_features == model.config.num_labels]
+    if not found:
+        raise CheckpointError(f"{type(model).__name__} has no linear layer that gives its logits, so this method cannot be used on it.")
+    return found[-1]
