@@ -440,6 +440,7 @@ def test_a_grid_filters_each_attack_s_own_texts(content: dict[str, Any], tmp_pat
     row = result.rows[-1]
     cell = cells["Bad", "BKI"]
     assert (cell.cacc, cell.asr) == (row.cacc, row.asr)
+    assert [note for note in cell.notes if note.startswith("BKI dropped ")], "what was dropped is kept with the cell"
     assert json.loads(cell.model_dump_json())["settings"]["defenses"][0]["training_set"] == "", "no text is in the cell"
 
 

@@ -26,7 +26,7 @@ from excise.grid import Grid, Place, place_recipe, places
 from excise.kept import digest, file_hash, file_hashes, is_whole, keep_folder
 from excise.method import Attack, Backdoor
 from excise.pipeline import Corpus, load_corpus, method_notes, with_training_set
-from excise.progress import report, stage
+from excise.progress import noting, report, stage
 from excise.recipe import Recipe
 from excise.result import Measured
 from excise.seeds import derive
@@ -168,7 +168,7 @@ class Group:
         try:
             if cell_key(recipe, self.corpus) != key:
                 raise ConfigError(f"The worker has {_versions()}, or checkpoints in the folders of the settings, that differ from the driver's.")
-            with stage(f"{place.data} {place.attack} {place.defense} {place.seed}"):
+            with stage(str(place)):
                 if self.shared is None:
                     self.shared = _Models(self.how.models, self.how.precision, self.how.device).shared(recipe, self.corpus)
                 return _measure(place, key, recipe, self.shared).sealed()
@@ -277,9 +277,12 @@ class _Models:
 def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
     begun = time.monotonic()
     backdoor, defended = shared.backdoor, shared.backdoor.victim
+    notes: list[str] = []
     for defense in recipe.defenses:
         repair = with_training_set(defense, recipe.attack, shared.corpus.train, seed=derive(recipe.seed, "attack"))
-        defended = repair(backdoor.victim, shared.corpus.clean, seed=derive(recipe.seed, "defense"))
+        with noting(notes):
+            defended = repair(backdoor.victim, shared.corpus.clean, seed=derive(recipe.seed, "defense"))
+        notes += method_notes(defense)
     seconds = time.monotonic() - begun
     scores, floor = _scores(defended, shared.corpus, backdoor, recipe.seed), shared.floor
     found = {name: Measured.of(rate) for name, rate in vars(scores).items() if rate is not None}
@@ -290,7 +293,7 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
         twin_cacc=Measured.of(floor.cacc),
         seconds=round(seconds, 1),
         precision=defended.precision,
-        notes=tuple(note for defense in recipe.defenses for note in method_notes(defense)),
+        notes=tuple(note.removeprefix(f"{place}: ") for note in notes),
         **found,
         **vars(place),
     )

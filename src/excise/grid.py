@@ -46,6 +46,9 @@ class Place:
     defense: str
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.data}, {self.attack}, {self.defense}, seed {self.seed}"
+
 
 def load_grid(path: Path, *, train: str | None = None, test: str | None = None, seeds: tuple[int, ...] = ()) -> Grid:
     """Read a grid and refuse it whole if any of its methods, fields or data is unknown.
