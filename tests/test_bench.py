@@ -14,7 +14,7 @@ from excise import bench
 from excise.attacks.badnets import BadNets
 from excise.bench import Cell, run_grid
 from excise.cli import main
-from excise.errors import ConfigError, NeedsError
+from excise.errors import ConfigError, DataError, NeedsError
 from excise.grid import Grid, load_grid, place_recipe, places
 from excise.recipes import shipped_recipes
 from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
@@ -128,13 +128,19 @@ def test_another_model_in_the_same_folder_is_another_model(content: dict[str, An
 
 
 def test_sources_and_seeds_can_be_given_from_outside(content: dict[str, Any], tmp_path: Path) -> None:
-    grid = load_grid(written(content, tmp_path), train="mine.csv", test="ours.csv", seeds=(7,))
-    assert grid.data["A"]["train"] == {"source": "mine.csv"}
-    assert grid.data["A"]["test"] == {"source": "ours.csv"}
+    mine, ours = (str(write_csv(tmp_path / name, toy_data(80))) for name in ("mine.csv", "ours.csv"))
+    grid = load_grid(written(content, tmp_path), train=mine, test=ours, seeds=(7,))
+    assert grid.data["A"]["train"] == {"source": mine}
+    assert grid.data["A"]["test"] == {"source": ours}
     assert {place.seed for place in places(grid)} == {7}
     content["data"]["B"] = {**content["data"]["A"], "train": {"source": "other.csv"}}
     with pytest.raises(ConfigError, match=r"--train was given, but the data of .* come from different places"):
-        load_grid(written(content, tmp_path), train="mine.csv")
+        load_grid(written(content, tmp_path), train=mine)
+
+
+def test_a_grid_without_its_files_is_refused_whole(content: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"There is no file nothing\.csv"):
+        load_grid(written(content, tmp_path), train="nothing.csv")
 
 
 def test_damaged_entries_are_made_again(grid: Grid, tmp_path: Path, count: dict[str, int]) -> None:

@@ -106,7 +106,7 @@ def load_dataset(
         rows, names = assets.movie_reviews(), ("negative", "positive")
         columns: dict[str, Sequence[Any]] = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
         return _from_columns(columns, name, label_names or names, "text", "label", limit, hub_names=names)
-    table = _read_file(Path(name).expanduser()) if _is_file(name) else _read_hub(name, config, split)
+    table = _read_file(Path(name).expanduser()) if is_file(name) else _read_hub(name, config, split)
     hub_names = getattr(table.features.get(_guess(table.column_names, label_column, LABEL_COLUMNS, "label", name)), "names", None)
     text = _guess(table.column_names, text_column, TEXT_COLUMNS, "text", name)
     label = _guess(table.column_names, label_column, LABEL_COLUMNS, "label", name)
@@ -165,7 +165,7 @@ def check_clean(data: TextDataset, *, what: str = "clean texts") -> None:
         raise DataError(f"All {len(data)} {what} have the label {only!r}; at least two classes are needed. Add texts of the other labels.")
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
     path = Path(name).expanduser()
     if path.is_dir():
         raise DataError(f"{name} is a folder; a CSV, TSV, JSONL or Parquet file or a Hugging Face data set id was expected.")

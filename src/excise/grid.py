@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from excise import registry
+from excise.data import is_file
 from excise.errors import ConfigError
 from excise.pipeline import check_needs
 from excise.recipe import Recipe, load_recipe
@@ -61,6 +62,7 @@ def load_grid(path: Path, *, train: str | None = None, test: str | None = None, 
 
     Raises:
         ConfigError: Something is not known or out of range, or a source is replaced that is not the only one; the message says where.
+        DataError: A file of texts is not there.
         NeedsError: A defense lacks what it needs.
     """
     try:
@@ -78,7 +80,9 @@ def load_grid(path: Path, *, train: str | None = None, test: str | None = None, 
     if NONE in grid.defenses:
         raise ConfigError(f"{path}: defenses: {NONE!r} is always measured. Leave it out.")
     for place in places(grid):
-        place_recipe(grid, place)
+        recipe = place_recipe(grid, place)
+        for data in filter(None, (recipe.train, recipe.test)):
+            is_file(data.source)  # raises if it must be one and is none
     attacks = [registry.build("attack", spec, f"{path}: attacks.{name}") for name, spec in grid.attacks.items()]
     attack = max(attacks, key=lambda attack: attack.poisons_texts, default=None)  # where another has no poisoned texts to show, its own cell fails
     for name, spec in grid.defenses.items():
