@@ -60,6 +60,7 @@ def plain(cells: list[Cell]) -> list[dict[str, Any]]:
     return [cell.model_dump(exclude={"seconds", "digest"}) for cell in cells]
 
 
+@pytest.mark.slow
 @needs_ray
 def test_the_command_on_ray_gives_the_cells_of_one_process(
     content: dict[str, Any],
@@ -82,6 +83,7 @@ def test_the_command_on_ray_gives_the_cells_of_one_process(
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.usefixtures("ray")
 def test_neither_a_killed_worker_nor_an_interrupt_costs_a_cell(
@@ -115,6 +117,7 @@ def test_neither_a_killed_worker_nor_an_interrupt_costs_a_cell(
     assert notes() == counts, "a rerun computes nothing"
 
 
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.usefixtures("ray")
 def test_failures_are_rows_and_the_others_go_on(grid: Grid, tmp_path: Path, notes: Callable[[], dict[str, int]]) -> None:
@@ -128,6 +131,7 @@ def test_failures_are_rows_and_the_others_go_on(grid: Grid, tmp_path: Path, note
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 2
 
 
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.usefixtures("ray")
 def test_workers_elsewhere_keep_no_models(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +153,7 @@ def cluster_groups(grid: Grid, folder: Path) -> list[Any]:
     return list(_groups(grid, folder))
 
 
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize("task", [Cluster(cpus_per_task=99), Cluster(gpus_per_task=1)])
@@ -157,6 +162,7 @@ def test_a_task_that_fits_nowhere_is_refused(task: Cluster, grid: Grid, tmp_path
         run_grid(grid, tmp_path / "out", spread=task)
 
 
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.parametrize(
     ("address", "words"),
