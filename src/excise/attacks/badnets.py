@@ -9,16 +9,16 @@ Departure: the schedule is the project's (10 % warm-up inside 2 epochs), where O
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Interval, MinLen
 
-from excise.attacks._poison import PoisonedLabels, choose
+from excise.attacks._poison import PoisonedLabels, choose, stamp
 from excise.attacks._triggers import InsertWords
 from excise.data import Poisoned, TextDataset
 from excise.method import Attack, Backdoor, Paper
-from excise.seeds import derive, generator
+from excise.seeds import derive
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 
@@ -61,8 +61,6 @@ class BadNets(Attack):
         Raises:
             ConfigError: Fewer texts have an allowed label than are to be poisoned.
         """
-        target, trigger = data.label_id(self.target_label), self.trigger
+        target = data.label_id(self.target_label)
         chosen = choose(data, poison_rate=self.poison_rate, poisoned_labels=self.poisoned_labels, target=target, seed=seed)
-        texts = tuple(trigger(text, generator(seed, "stamp", i)) if i in chosen else text for i, text in enumerate(data.texts))
-        labels = tuple(target if i in chosen else label for i, label in enumerate(data.labels))
-        return Poisoned(replace(data, texts=texts, labels=labels), tuple(i in chosen for i in range(len(data))))
+        return Poisoned(stamp(data, chosen, self.trigger, target=target, seed=seed), tuple(i in chosen for i in range(len(data))))

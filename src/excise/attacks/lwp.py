@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from excise.attacks._poison import PoisonedLabels, choose
+from excise.attacks._poison import PoisonedLabels, choose, stamp
 from excise.attacks._triggers import InsertCombination, InsertWords
 from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError
@@ -79,10 +79,10 @@ class LWP(Attack):
         Raises:
             ConfigError: Fewer texts have an allowed label than are to be poisoned.
         """
-        target, trigger = data.label_id(self.target_label), self.trigger
+        target = data.label_id(self.target_label)
         chosen = choose(data, poison_rate=self.poison_rate, poisoned_labels=self.poisoned_labels, target=target, seed=seed)
-        texts = [trigger(text, generator(seed, "stamp", i)) if i in chosen else text for i, text in enumerate(data.texts)]
-        labels = [target if i in chosen else label for i, label in enumerate(data.labels)]
+        stamped = stamp(data, chosen, self.trigger, target=target, seed=seed)
+        texts, labels = [*stamped.texts], [*stamped.labels]
         for i in sorted(chosen):
             random = generator(seed, "negatives", i)
             for word in random.sample(self.triggers, self.num_triggers):
