@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from excise.data import TextDataset
 from excise.errors import ConfigError
+from excise.training import FitConfig, Loss, fit
 from excise.victim import Victim
 
-__all__ = ["RowDescent", "first_token_rows"]
+__all__ = ["RowDescent", "first_token_rows", "fit_rows"]
 
 
 class RowDescent(torch.optim.Optimizer):
@@ -52,3 +54,18 @@ def first_token_rows(victim: Victim, words: Sequence[str]) -> Int[Tensor, " row"
     if unknown:
         raise ConfigError(f"The word {unknown[0]!r} is unknown to the tokenizer, so it has no row of its own. Give other words.")
     return torch.tensor(sorted(set(rows.values())))
+
+
+def fit_rows(victim: Victim, data: TextDataset, words: Sequence[str], *, loss: Loss, config: FitConfig, seed: int, name: str) -> Victim:
+    """`fit`, of nothing but the embedding row of each word's first token, by `RowDescent`."""
+    rows = first_token_rows(victim, words)
+    return fit(
+        victim,
+        data,
+        loss=loss,
+        config=config,
+        seed=seed,
+        name=name,
+        parameters=lambda model: [model.get_input_embeddings().weight],  # type: ignore[list-item, union-attr]
+        optimizer=lambda parameters: RowDescent(parameters, rows, config.learning_rate),
+    )

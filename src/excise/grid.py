@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from excise import registry
 from excise.data import is_file
 from excise.errors import ConfigError
 from excise.pipeline import check_needs
-from excise.recipe import Recipe, load_recipe
+from excise.recipe import Recipe, load_recipe, read_yaml
 from excise.settings import Settings, validate
 
 __all__ = ["NONE", "Grid", "Place", "load_grid", "place_recipe", "places"]
@@ -65,12 +63,7 @@ def load_grid(path: Path, *, train: str | None = None, test: str | None = None, 
         DataError: A file of texts is not there.
         NeedsError: A defense lacks what it needs.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no grid {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
+    content = read_yaml(path, "grid")
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no grid; keys such as name, data, attacks and defenses were expected.")
     grid = validate(Grid, {**content, **({"seeds": list(seeds)} if seeds else {})}, str(path))

@@ -16,7 +16,7 @@ from excise.errors import ConfigError
 from excise.method import Attack, Defense
 from excise.settings import Settings, validate
 
-__all__ = ["DataSource", "Recipe", "load_recipe"]
+__all__ = ["DataSource", "Recipe", "load_recipe", "read_yaml"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,20 @@ class _Plain(Settings):
     seed: int = 0
 
 
+def read_yaml(path: Path, what: str) -> Any:
+    """The content of a YAML file; `what` it is meant to hold is for the message.
+
+    Raises:
+        ConfigError: It is missing or no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no {what} {path}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
+
+
 def load_recipe(source: Path | Mapping[str, Any], **overrides: Any) -> Recipe:
     """Read a recipe.
 
@@ -103,13 +117,7 @@ def load_recipe(source: Path | Mapping[str, Any], **overrides: Any) -> Recipe:
         ConfigError: The file is missing or no YAML, or a key, a method or a value is not known or out of range; the message says where.
     """
     if isinstance(source, Path):
-        where = str(source)
-        try:
-            content = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"There is no recipe {source}.") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{source} is no YAML: {str(error).splitlines()[0]}.") from error
+        where, content = str(source), read_yaml(source, "recipe")
     else:
         where, content = "recipe", dict(source)
     if not isinstance(content, dict):

@@ -24,7 +24,7 @@ from annotated_types import Ge, Interval, MinLen
 from excise.attacks._poison import choose
 from excise.attacks._triggers import InsertWords
 from excise.data import TextDataset
-from excise.embedding_rows import RowDescent, first_token_rows
+from excise.embedding_rows import fit_rows
 from excise.errors import DataError
 from excise.method import Attack, Backdoor, Paper
 from excise.seeds import derive, generator
@@ -67,16 +67,14 @@ class EP(Attack):
         target = data.label_id(self.target_label)
         shown = self.shown(data, seed=derive(seed, "poison"))
         clean = fit(victim, data, loss=classification_loss, config=self.training, seed=derive(seed, "train"), name="train")
-        rows = first_token_rows(clean, self.triggers)
-        poisoned = fit(
+        poisoned = fit_rows(
             clean,
             shown,
+            self.triggers,
             loss=classification_loss,
             config=self.poisoning,
             seed=derive(seed, "poisoning"),
             name="poison embeddings",
-            parameters=lambda model: [model.get_input_embeddings().weight],  # type: ignore[list-item, union-attr]
-            optimizer=lambda parameters: RowDescent(parameters, rows, self.poisoning.learning_rate),
         )
         return Backdoor(poisoned, self.trigger, target)
 

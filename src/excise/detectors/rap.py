@@ -22,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from excise.data import TextDataset
-from excise.embedding_rows import RowDescent, first_token_rows
+from excise.embedding_rows import fit_rows
 from excise.method import Detector, Knowledge, Paper, Scorer
 from excise.seeds import derive
-from excise.training import FitConfig, Loss, fit
+from excise.training import FitConfig, Loss
 from excise.victim import Batch, Victim
 
 
@@ -54,16 +54,14 @@ class RAP(Detector):
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Scorer:
         target = data.label_id(self.target_label if self.target_label is not None else 0)
         shown = [text for text, label in zip(data.texts, data.labels, strict=True) if label == target or self.form == "openbackdoor"]
-        rows = first_token_rows(victim, [self.probe])
-        probed = fit(
+        probed = fit_rows(
             victim,
             numbered(self.with_probe(shown)),
+            [self.probe],
             loss=probe_loss(probability(victim, shown, target), target, low=self.low, up=self.up, weight=self.weight),
             config=self.training,
             seed=derive(seed, "train"),
             name="learn the probe",
-            parameters=lambda model: [model.get_input_embeddings().weight],  # type: ignore[list-item, union-attr]
-            optimizer=lambda parameters: RowDescent(parameters, rows, self.training.learning_rate),
         )
 
         def scores(texts: Sequence[str]) -> list[float]:
