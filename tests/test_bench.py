@@ -298,6 +298,21 @@ def test_the_command_measures_and_writes_tables(content: dict[str, Any], tmp_pat
     assert "Did you mean 'table2'?" in capsys.readouterr().err
 
 
+def test_tables_come_from_kept_cells_without_the_texts(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["bench", str(written(content, tmp_path)), "--out", str(out), "--no-models", "--seeds", "1"]) == 0
+    assert "A, Bad, Fine, seed 1: CACC" in capsys.readouterr().out
+    elsewhere = {**content["data"]["A"], "train": {"source": "somebody/texts"}}
+    grid = written({**content, "name": "again", "data": {"A": elsewhere}}, tmp_path)
+    assert main(["bench", str(grid), "--out", str(out), "--no-run"]) == 0
+    assert "3 of 6 cells" in capsys.readouterr().out
+    assert (out / "again.csv").read_text() == (out / "toy.csv").read_text()
+    content["defenses"]["Fine"]["training"] = {**SHORT, "epochs": 2}
+    assert main(["bench", str(written(content, tmp_path)), "--out", str(out), "--no-run", "--seeds", "1"]) == 0
+    assert "2 of 3 cells" in capsys.readouterr().out, "another setting is another cell"
+    assert main(["bench", str(grid), "--out", str(tmp_path / "none"), "--no-run"]) == 2
+
+
 @pytest.mark.parametrize("path", shipped_recipes("grids").values(), ids=shipped_recipes("grids"))
 def test_shipped_grids_are_valid(path: Path) -> None:
     grid = load_grid(path)

@@ -32,7 +32,7 @@ from excise.result import Measured
 from excise.seeds import derive
 from excise.victim import Precision, Victim
 
-__all__ = ["Cell", "run_grid"]
+__all__ = ["Cell", "kept_cells", "run_grid"]
 
 VERSION = 1
 """Counts changes of this file that change what a cell measures; part of every key."""
@@ -60,6 +60,11 @@ class Cell(BaseModel):
     notes: tuple[str, ...] = ()
     error: str | None = None
     digest: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Where in the grid it stands."""
+        return Place(self.data, self.attack, self.defense, self.seed)
 
     def sealed(self) -> Cell:
         """As its file has it: plain data, with the digest of everything else."""
@@ -102,7 +107,7 @@ def run_grid(
     everything = places(grid)
 
     def arrived(cell: Cell) -> None:
-        cells[Place(cell.data, cell.attack, cell.defense, cell.seed)] = cell
+        cells[cell.place] = cell
         report("grid", len(cells), len(everything))
         if on_cell:
             on_cell(cell)
@@ -122,6 +127,25 @@ def run_grid(
                 _keep(folder, cell)
             arrived(cell)
     return [cells[place] for place in everything]
+
+
+def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
+    """The cells of a grid that were measured before, wherever their texts came from; nothing is read but their files.
+
+    Of several for one place, say with two versions of torch, the newest file counts. A damaged file counts as none.
+    """
+    wanted = {_place_and_settings(place, place_recipe(grid, place).settings()): place for place in places(grid)}
+    found: dict[Place, Cell] = {}
+    for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
+        if cell := _kept(folder, path.stem):
+            place = wanted.get(_place_and_settings(cell.place, cell.settings))
+            if place:
+                found[place] = cell
+    return [found[place] for place in places(grid) if place in found]
+
+
+def _place_and_settings(place: Place, settings: Mapping[str, Any]) -> str:
+    return digest({**vars(place), **{name: value for name, value in settings.items() if name not in ("name", "train", "test")}})
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Options:
     """Seeds in place of the grid's."""
     no_models: bool = False
     """Do not keep the backdoored models, which other defenses could use later."""
+    no_run: bool = False
+    """Measure nothing: make the table of what is in --out, even where the texts are not at hand."""
     dry_run: bool = False
     """Check the grid and list what would be measured."""
     cluster: str | None = None
@@ -55,9 +57,9 @@ class Options:
 
 
 def run(options: Options, console: Console) -> None:
-    from excise.bench import run_grid
+    from excise.bench import Cell, kept_cells, run_grid
     from excise.grid import load_grid, places
-    from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
+    from excise.reports.grid import csv_table, latex_table, markdown_table, scores, table_rows, terminal_table
 
     spread = _spread(options)
     path = find_recipe(options.grid, folder="grids")
@@ -67,14 +69,22 @@ def run(options: Options, console: Console) -> None:
     if options.dry_run:
         console.say(f"{len(places(grid))} cells, with {len(grid.data) * len(grid.attacks) * len(grid.seeds)} backdoored models. Nothing was written.")
         return
-    cells = run_grid(grid, options.out, precision=options.precision, device=options.device, keep_models=not options.no_models, spread=spread)
+
+    def arrived(cell: Cell) -> None:
+        console.say(f"{cell.place}: {f'failed: {cell.error}' if cell.error else scores(cell)}")
+
+    if options.no_run:
+        cells = kept_cells(grid, options.out)
+        console.say(f"{len(cells)} of {len(places(grid))} cells have been measured.")
+        if not cells:
+            raise ConfigError(f"{options.out} has no cell of {grid.name}. Leave out --no-run to measure.")
+    else:
+        models = {"precision": options.precision, "device": options.device, "keep_models": not options.no_models}
+        cells = run_grid(grid, options.out, **models, spread=spread, on_cell=arrived)
     rows = table_rows(cells, grid.paper or {})
     console.show(terminal_table(rows))
     for name, text in (("md", markdown_table(rows)), ("csv", csv_table(rows)), ("tex", latex_table(rows))):
         (options.out / f"{grid.name}.{name}").write_text(text, encoding="utf-8")
-    for cell in cells:
-        if cell.error:
-            console.say(f"{cell.data}, {cell.attack}, {cell.defense}, seed {cell.seed} failed: {cell.error}")
     if any(cell.error for cell in cells):
         raise ExciseError(f"{sum(bool(cell.error) for cell in cells)} of {len(cells)} cells failed; run it again to retry them.")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from excise.bench import Cell
     from excise.result import Measured
 
-__all__ = ["Line", "csv_table", "latex_table", "markdown_table", "table_rows", "terminal_table"]
+__all__ = ["Line", "csv_table", "latex_table", "markdown_table", "scores", "table_rows", "terminal_table"]
 
 NONE = "none"
 HEADINGS = ("data", "attack", "defense", "seeds", "CACC", "ASR", "floor", "clean flips", "paper CACC", "paper ASR", "note")
@@ -64,6 +64,12 @@ def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[flo
         paper_cacc, paper_asr = ("" if value is None else f"{value:.2f}" for value in theirs) if theirs else ("", "")
         lines.append(Line(data, attack, defense, str(len(scored)), cacc, asr, floor, flip, paper_cacc, paper_asr, "; ".join(notes)))
     return lines
+
+
+def scores(cell: Cell) -> str:
+    """One cell in one line."""
+    shown = (("CACC", cell.cacc), ("ASR", cell.asr), ("floor", cell.floor))
+    return ", ".join(f"{name} {100 * measured.value:.1f}" for name, measured in shown if measured)
 
 
 def _is_backdoored(cell: Cell | None) -> bool:
