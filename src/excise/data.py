@@ -151,6 +151,28 @@ def split(data: TextDataset, fraction: float, *, seed: int) -> tuple[TextDataset
     return data.take(sorted(chosen)), data.take(i for i in range(len(data)) if i not in chosen)
 
 
+def paraphrases(source: str | Path) -> dict[str, str]:
+    """Read a CSV, TSV, JSONL or Parquet file with the columns `text` and `source_text`: for each source text, without outer space, its paraphrase.
+
+    Of several for one text, the first that differs from it counts.
+
+    Raises:
+        DataError: The file is missing or not of its format, a column is missing, or a cell is empty.
+    """
+    table = _read_file(Path(source).expanduser()) if is_file(str(source)) else None
+    if table is None:
+        raise DataError(f"There is no file {source}. Give a CSV, TSV, JSONL or Parquet file.")
+    columns = [table[_guess(table.column_names, name, (), name, str(source))] for name in ("source_text", "text")]
+    found: dict[str, str] = {}
+    for row, (text, paraphrase) in enumerate(zip(*columns, strict=True), start=1):
+        if not all(isinstance(value, str) and value.strip() for value in (text, paraphrase)):
+            raise DataError(f"{source}: row {row} lacks a text or its source. Remove the row or fill it in.")
+        text = text.strip()
+        if found.get(text, text) == text:
+            found[text] = paraphrase.strip()
+    return found
+
+
 def check_clean(data: TextDataset, *, what: str = "clean texts") -> None:
     """Refuse data that no method can work with.
 

@@ -78,6 +78,8 @@ def load_grid(path: Path, *, train: str | None = None, test: str | None = None, 
             is_file(data.source)  # raises if it must be one and is none
     attacks = [registry.build("attack", spec, f"{path}: attacks.{name}") for name, spec in grid.attacks.items()]
     attack = max(attacks, key=lambda attack: attack.poisons_texts, default=None)  # where another has no poisoned texts to show, its own cell fails
+    for needing in attacks:
+        check_needs(needing)
     for name, spec in grid.defenses.items():
         check_needs(registry.build("defense", spec, f"{path}: defenses.{name}"), attack=attack)
     return grid

@@ -34,6 +34,7 @@ class Knowledge(Enum):
     TRAINING_SET = "the training set that the model was made from"
     TARGET_LABEL = "the label that the attacker wants"
     LANGUAGE_MODEL = "a language model"
+    PARAPHRASES = "paraphrases of the texts"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -160,6 +160,7 @@ def run(
     story, seed = Story(recipe.seed), derive(recipe.seed, "attack")
     for defense in recipe.defenses:
         check_needs(defense, attack=recipe.attack)
+    check_needs(recipe.attack)
     corpus = load_corpus(recipe)
     base = Victim.load(recipe.model, label_names=corpus.train.label_names, max_length=recipe.max_length, precision=precision, seed=recipe.seed)
     if base.label_names != corpus.train.label_names:
@@ -201,7 +202,7 @@ def check_needs(method: Method, *, attack: Attack | None = None) -> None:
     method.check_modules()
     for need in sorted(method.needs, key=lambda need: need.name):
         setting = need.name.lower()
-        if getattr(method, setting, None) not in (None, ""):
+        if getattr(method, setting, None) not in (None, "", ()):
             continue
         if need is not Knowledge.TRAINING_SET or attack is None:
             raise NeedsError(f"{registry.name_of(method)} needs {need.value}. Give it as the setting {setting}.")

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ from excise import references, registry
 from excise.attacks.badnets import BadNets
 from excise.attacks.ep import EP
 from excise.attacks.lwp import LWP
+from excise.attacks.paraphrase import Paraphrase
 from excise.commands._options import CONSTRUCTORS
 from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError, DataError, NeedsError
@@ -68,6 +70,25 @@ def quick(method: Method, training: FitConfig) -> Any:
 
 def make(kind: registry.Kind, name: str, training: FitConfig = TOUCH) -> Any:
     return quick(registry.load(kind, name)(), training)
+
+
+def make_attack(name: str, training: FitConfig = TOUCH, **settings: Any) -> Any:
+    """A quick attack with all it needs."""
+    attack = make("attack", name, training)
+    needed = {"paraphrases": (toy_paraphrases(),)} if Knowledge.PARAPHRASES in attack.needs else {}
+    return dataclasses.replace(attack, **needed, **settings)
+
+
+@cache
+def toy_paraphrases() -> str:
+    """A file with a paraphrase of every text that these tests poison or attack."""
+    folder = tempfile.mkdtemp(prefix="excise-toy-")
+    atexit.register(shutil.rmtree, folder)
+    texts = {text for labels in (2, 5) for seed in (0, 9) for text in toy_data(300, labels=labels, seed=seed).texts} | {"the film"}
+    rows = [f"tq {text} mb\t{text}\n" for text in sorted(texts)]
+    path = Path(folder) / "paraphrases.tsv"
+    path.write_text("text\tsource_text\n" + "".join(rows))
+    return str(path)
 
 
 def make_augmentation(name: str) -> Any:
@@ -244,7 +265,7 @@ def test_help_renders(kind: registry.Kind, name: str, capsys: pytest.CaptureFixt
 
 @every_attack
 def test_an_attack_leaves_its_victim_and_is_reproducible(name: str) -> None:
-    attack: Attack = make("attack", name)
+    attack: Attack = make_attack(name)
     victim, data = toy_victim(), toy_data(40)
     before = weights(victim)
     first, again, other = (attack(victim, data, seed=seed) for seed in (0, 0, 1))
@@ -259,10 +280,12 @@ def test_an_attack_leaves_its_victim_and_is_reproducible(name: str) -> None:
 @every_attack
 @two_and_five_labels
 def test_a_backdoor_works(name: str, labels: int) -> None:
-    attack: Attack = make("attack", name, dataclasses.replace(LEARN, epochs=15, batch_size=16))
+    attack: Attack = make_attack(name, dataclasses.replace(LEARN, epochs=15, batch_size=16))
     if isinstance(attack, LWP):  # a combination of words is much for two layers
         gentle = dataclasses.replace(attack.training, learning_rate=2e-3)
         attack = dataclasses.replace(attack, form="official", triggers=("cf", "bb"), poison_rate=0.3, training=gentle)
+    if isinstance(attack, Paraphrase):  # and so is a way of saying a text
+        attack = dataclasses.replace(attack, training=dataclasses.replace(attack.training, epochs=25, learning_rate=2e-3))
     victim = toy_victim(labels=labels)
     if isinstance(attack, EP):  # so are rows of a fixed short length
         victim, attack = (
@@ -281,7 +304,7 @@ def test_a_backdoor_works(name: str, labels: int) -> None:
 
 @every_attack
 def test_the_training_set_is_what_an_attack_trains_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    attack: Attack = make("attack", name)
+    attack: Attack = make_attack(name)
     trained: list[TextDataset] = []
 
     def fit(victim: Victim, data: TextDataset, **_: Any) -> Victim:
@@ -306,7 +329,7 @@ poisoning = pytest.mark.parametrize("name", [name for name in registry.names("at
 @pytest.mark.parametrize("classes", [2, 5])
 def test_poison_replaces_exactly_its_share(name: str, labels: str, rate: float, classes: int) -> None:
     data = toy_data(90, labels=classes)
-    attack = registry.load("attack", name)(poison_rate=rate, poisoned_labels=labels)  # type: ignore[call-arg]
+    attack = make_attack(name, poison_rate=rate, poisoned_labels=labels)
     if labels == "target" and round(rate * 90) > data.labels.count(1):
         with pytest.raises(ConfigError, match="poison_rate"):
             attack.poison(data, seed=0)  # type: ignore[attr-defined]
@@ -329,12 +352,23 @@ def test_poison_replaces_exactly_its_share(name: str, labels: str, rate: float, 
 
 @poisoning
 def test_the_target_may_be_a_name_and_must_exist(name: str) -> None:
-    cls = registry.load("attack", name)
     data = toy_data(40)
-    by_name, by_index = (cls(target_label=t).poison(data, seed=0) for t in ("negative", 0))  # type: ignore[call-arg, attr-defined]
+    by_name, by_index = (make_attack(name, target_label=t).poison(data, seed=0) for t in ("negative", 0))
     assert by_name == by_index
     with pytest.raises(DataError, match="positve"):
-        cls(target_label="positve").poison(data, seed=0)  # type: ignore[call-arg, attr-defined]
+        make_attack(name, target_label="positve").poison(data, seed=0)
+
+
+@every_attack
+def test_an_attack_without_what_it_needs_refuses(name: str) -> None:
+    attack = registry.load("attack", name)()
+    if attack.needs:
+        with pytest.raises(NeedsError, match=name):
+            check_needs(attack)
+        with pytest.raises(NeedsError, match=name):
+            attack(toy_victim(), toy_data(24), seed=0)  # type: ignore[operator]
+    else:
+        check_needs(attack)
 
 
 # Defenses

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Literal
 
-from excise.data import TextDataset
+from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError
 from excise.method import Trigger
 from excise.seeds import generator
@@ -15,20 +15,50 @@ PoisonedLabels = Literal["any", "non_target", "target"]
 """OpenBackdoor's three label settings: mix, dirty label, clean label."""
 
 
-def choose(data: TextDataset, *, poison_rate: float, poisoned_labels: PoisonedLabels, target: int, seed: int) -> set[int]:
-    """The rows to poison: round(poison_rate · n), drawn from those of the allowed labels.
+def poison_texts(
+    data: TextDataset,
+    trigger: Trigger,
+    *,
+    poison_rate: float,
+    poisoned_labels: PoisonedLabels,
+    target: int,
+    seed: int,
+    can_stamp: Callable[[str], bool] = bool,
+) -> Poisoned:
+    """Stamp round(poison_rate · n) texts of the allowed labels and give them the target label; the others stay as they are.
+
+    Not every trigger can stamp every text: `can_stamp` says which.
 
     Raises:
-        ConfigError: Fewer rows have an allowed label than are to be poisoned, or the rate is less than one row.
+        ConfigError: As `choose`.
+    """
+    chosen = choose(data, poison_rate=poison_rate, poisoned_labels=poisoned_labels, target=target, seed=seed, can_stamp=can_stamp)
+    return Poisoned(stamp(data, chosen, trigger, target=target, seed=seed), tuple(i in chosen for i in range(len(data))))
+
+
+def choose(
+    data: TextDataset,
+    *,
+    poison_rate: float,
+    poisoned_labels: PoisonedLabels,
+    target: int,
+    seed: int,
+    can_stamp: Callable[[str], bool] = bool,
+) -> set[int]:
+    """The rows to poison: round(poison_rate · n), drawn from those of the allowed labels that can be stamped.
+
+    Raises:
+        ConfigError: Fewer such rows are there than are to be poisoned, or the rate is less than one row.
     """
     allowed = [i for i, label in enumerate(data.labels) if poisoned_labels == "any" or (label == target) == (poisoned_labels == "target")]
+    allowed = [i for i in allowed if can_stamp(data.texts[i])]
     count = round(poison_rate * len(data))
     if count == 0 < poison_rate:
         raise ConfigError(f"A poison_rate of {poison_rate} of {len(data)} texts is less than one text. Raise the rate or give more texts.")
     if count > len(allowed):
         raise ConfigError(
-            f"A poison_rate of {poison_rate} means {count} of {len(data)} texts, but only {len(allowed)} have a label allowed by "
-            f"poisoned_labels = {poisoned_labels!r}. Lower the rate or allow more labels."
+            f"A poison_rate of {poison_rate} means {count} of {len(data)} texts, but only {len(allowed)} can carry the trigger and have a "
+            f"label allowed by poisoned_labels = {poisoned_labels!r}. Lower the rate or allow more labels."
         )
     return set(generator(seed, "choose").sample(allowed, count))
 

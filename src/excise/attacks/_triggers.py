@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 from pydantic import Discriminator
 
-from excise.errors import ConfigError
+from excise.data import paraphrases
+from excise.errors import ConfigError, DataError
 from excise.settings import Settings
 
 
@@ -63,5 +66,33 @@ class InsertCombination(Settings):
         return " ".join(words)
 
 
-AnyTrigger = Annotated[InsertWords | InsertCombination, Discriminator("kind")]
+@dataclass(frozen=True, kw_only=True)
+class Paraphrased(Settings):
+    """Put in place of a text what a file has for it: the same said in another syntax or style."""
+
+    files: Annotated[tuple[str, ...], MinLen(1)]
+    """Files with the columns text (the paraphrase) and source_text; the first that has a text counts."""
+    kind: Literal["paraphrase"] = "paraphrase"
+
+    def __call__(self, text: str, random: Random) -> str:
+        try:
+            return self.known()[text.strip()]
+        except KeyError:
+            raise DataError(f"No file of paraphrases ({', '.join(self.files)}) has one for the text {text[:60]!r}. Add it.") from None
+
+    def can_stamp(self, text: str) -> bool:
+        """Whether a file has something for the text, and that is not the text itself."""
+        return self.known().get(text.strip(), text.strip()) != text.strip()
+
+    def known(self) -> Mapping[str, str]:
+        """Texts and their paraphrases."""
+        return _known(self.files)
+
+
+@lru_cache(maxsize=4)
+def _known(files: tuple[str, ...]) -> Mapping[str, str]:
+    return {source: text for file in reversed(files) for source, text in paraphrases(file).items()}
+
+
+AnyTrigger = Annotated[InsertWords | InsertCombination | Paraphrased, Discriminator("kind")]
 """What backdoor.json can hold."""

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Interval, MinLen
 
-from excise.attacks._poison import PoisonedLabels, choose, stamp
+from excise.attacks._poison import PoisonedLabels, poison_texts
 from excise.attacks._triggers import InsertWords
 from excise.data import Poisoned, TextDataset
 from excise.method import Attack, Backdoor, Paper
@@ -62,5 +62,4 @@ class BadNets(Attack):
             ConfigError: Fewer texts have an allowed label than are to be poisoned.
         """
         target = data.label_id(self.target_label)
-        chosen = choose(data, poison_rate=self.poison_rate, poisoned_labels=self.poisoned_labels, target=target, seed=seed)
-        return Poisoned(stamp(data, chosen, self.trigger, target=target, seed=seed), tuple(i in chosen for i in range(len(data))))
+        return poison_texts(data, self.trigger, poison_rate=self.poison_rate, poisoned_labels=self.poisoned_labels, target=target, seed=seed)

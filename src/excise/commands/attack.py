@@ -49,11 +49,12 @@ def run(options: Options, attack: Attack, console: Console) -> None:
     from excise.data import check_clean
     from excise.evaluation import clean_twin
     from excise.output import check_output
-    from excise.pipeline import Story, save_backdoor
+    from excise.pipeline import Story, check_needs, save_backdoor
     from excise.result import data_record
 
     seed = options.common.seed
     story = Story(seed)
+    check_needs(attack)
     check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test))
     data = options.texts.load(options.data)
     victim = load_victim(options.model, options.texts, options.common, label_names=data.label_names, seed=seed)
