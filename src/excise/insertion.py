@@ -1,0 +1,75 @@
+"""Virtual tokens: free vectors that stand in a text as the embeddings of tokens that no vocabulary has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from excise.victim import Batch, Victim
+
+__all__ = ["embeddings_replaced", "inserted", "places", "together"]
+
+
+def places(victim: Victim, batch: Batch, count: int, random: Random) -> Int[Tensor, "batch place"]:
+    """Where to insert `count` tokens in each text: before which of its tokens, in order, never outside of [CLS] and [SEP].
+
+    In every other text on average they stand side by side, else each at a place of its own.
+    """
+    special = set(victim.tokenizer.all_special_ids)
+    rows = []
+    for tokens, mask in zip(batch.inputs["input_ids"].tolist(), batch.mask.tolist(), strict=True):
+        length = sum(mask)
+        first = int(tokens[0] in special)
+        last = length - int(length > 1 and tokens[length - 1] in special)
+        if random.random() < 0.5:
+            rows.append([random.randint(first, last)] * count)
+        else:
+            rows.append(sorted(random.randint(first, last) for _ in range(count)))
+    return torch.tensor(rows, device=batch.mask.device)
+
+
+def inserted(batch: Batch, where: Int[Tensor, "batch place"], filler: int) -> tuple[Batch, Bool[Tensor, "batch token"]]:
+    """The texts with one more token at each place, and which tokens those are. Their ids are `filler`'s; their embeddings are to be replaced."""
+    length = batch.mask.shape[1]
+    old = torch.arange(length, device=where.device)
+    moved = old + (where[:, :, None] <= old).sum(dim=1)
+    new = where + torch.arange(where.shape[1], device=where.device)
+    inputs = {}
+    for name, values in batch.inputs.items():
+        added = torch.full_like(where, {"input_ids": filler, "attention_mask": 1}.get(name, 0), dtype=values.dtype)
+        wider = values.new_zeros(len(values), length + where.shape[1])
+        inputs[name] = wider.scatter(1, moved, values).scatter(1, new, added)
+    is_new = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool).scatter(1, new, True)
+    return batch._replace(inputs=inputs), is_new
+
+
+def together(one: Batch, other: Batch, filler: int) -> Batch:
+    """The texts of both, padded with `filler` on the right to one length."""
+    longest = max(one.mask.shape[1], other.mask.shape[1])
+
+    def wide(name: str, values: Tensor) -> Tensor:
+        padding = values.new_full((len(values), longest - values.shape[1]), filler if name == "input_ids" else 0)
+        return torch.cat([values, padding], dim=1)
+
+    inputs = {name: torch.cat([wide(name, one.inputs[name]), wide(name, other.inputs[name])]) for name in one.inputs}
+    return Batch(inputs, torch.cat([one.labels, other.labels]))
+
+
+@contextmanager
+def embeddings_replaced(model: Any, is_virtual: Bool[Tensor, "batch token"], vectors: Float[Tensor, "virtual hidden"]) -> Iterator[None]:
+    """Inside the block, the word embeddings of the marked tokens are these vectors, with gradients; rows of the mask come first, then columns."""
+
+    def replace(_: Any, __: Any, output: Tensor) -> Tensor:
+        return output.masked_scatter(is_virtual[:, :, None].expand_as(output), vectors.to(output.dtype))
+
+    hook = model.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,128 @@
+"""Virtual tokens stand where real ones could, and do what a real token with their embedding would do."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from excise.defenses.virtual_tokens import Population, VirtualTokens, ascended, kept_answers
+from excise.insertion import embeddings_replaced, inserted, places, together
+from excise.training import FitConfig, classification_loss, fit
+from excise.victim import Batch, Victim, collate
+from toy import ARCHITECTURES, toy_data, toy_victim
+
+FILLER = 7
+
+
+def batch_of(victim: Victim, texts: tuple[str, ...]) -> Batch:
+    return Batch(collate(victim.tokenizer, victim.encode(texts)), torch.zeros(len(texts), dtype=torch.long))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=10, deadline=None)
+@given(count=st.integers(1, 4), seed=st.integers(0, 99))
+def test_what_is_inserted_stands_between_the_tokens_of_the_text(architecture: str, count: int, seed: int) -> None:
+    victim, texts = toy_victim(architecture), ("good", "a film of the year", "x " * 20)
+    batch = batch_of(victim, texts)
+    where = places(victim, batch, count, Random(seed))
+    longer, is_new = inserted(batch, where, FILLER)
+    assert is_new.sum(dim=1).tolist() == [count] * 3
+    for row in range(3):
+        real = longer.mask[row].bool()
+        assert real.sum() == batch.mask[row].sum() + count
+        assert real[: int(real.sum())].all(), "padding stays on the right"
+        old = longer.inputs["input_ids"][row][real & ~is_new[row]]
+        assert old.tolist() == batch.inputs["input_ids"][row][batch.mask[row].bool()].tolist()
+        assert (longer.inputs["input_ids"][row][is_new[row]] == FILLER).all()
+        if architecture == "bert":
+            assert not is_new[row][0], "[CLS] stays first"
+            assert not is_new[row][int(real.sum()) - 1], "[SEP] stays last"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_virtual_token_with_a_real_one_s_embedding_is_that_token(architecture: str) -> None:
+    victim = toy_victim(architecture)
+    batch = batch_of(victim, ("good film", "a film of the year"))
+    where = torch.tensor([[1, 1], [1, 3]])
+    real, is_new = inserted(batch, where, FILLER)
+    virtual, _ = inserted(batch, where, FILLER + 1)
+    row = victim.model.get_input_embeddings().weight[FILLER].detach()  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        expected = victim.model(**real.inputs).logits
+        assert not torch.allclose(victim.model(**virtual.inputs).logits, expected)
+        with embeddings_replaced(victim.model, is_new, row.expand(4, -1)):
+            assert torch.allclose(victim.model(**virtual.inputs).logits, expected, atol=1e-6)
+        assert not torch.allclose(victim.model(**virtual.inputs).logits, expected), "the block is over"
+
+
+def test_two_batches_together_are_read_as_apart() -> None:
+    victim = toy_victim()
+    one, other = batch_of(victim, ("good", "bad film")), batch_of(victim, ("the film of the year and the day", "x"))
+    both = together(one, other, victim.tokenizer.pad_token_id)
+    with torch.no_grad():
+        apart = torch.cat([victim.model(**batch.inputs).logits for batch in (one, other)])
+        assert torch.allclose(victim.model(**both.inputs).logits, apart, atol=1e-5)
+
+
+def test_ascent_follows_the_gradient_up_to_a_length() -> None:
+    random = np.random.default_rng(0)
+    vectors, gradient = random.normal(size=(2, 3, 2, 5))
+    gradient[0, 0] = 0
+    moved = ascended(torch.tensor(vectors), torch.tensor(gradient), 0.5, 2.0).numpy()
+    for member in range(3):
+        for token in range(2):
+            g = gradient[member, token]
+            there = vectors[member, token] + (0.5 * g / np.linalg.norm(g) if g.any() else 0)
+            assert moved[member, token] == pytest.approx(there * min(1, 2 / np.linalg.norm(there)))
+
+
+def test_kept_answers_are_a_divergence() -> None:
+    wanted, given = torch.tensor([[2.0, -1.0], [0.0, 0.5]]), torch.tensor([[1.0, 0.0], [0.3, 0.1]])
+    p, q = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in (wanted.numpy(), given.numpy()))
+    assert kept_answers(wanted, given).item() == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-5)
+    assert kept_answers(wanted, wanted).item() == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_members_aim_at_other_labels_and_get_closer_to_them(labels: int) -> None:
+    data = toy_data(60, labels=labels)
+    learn = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
+    victim = fit(toy_victim(labels=labels), data, loss=classification_loss, config=learn, seed=0)
+    chosen = VirtualTokens(tokens=2, population=5, life=1000)
+    population = Population(chosen, victim, Random(0))
+    assert set(population.targets) == set(range(labels))
+    batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
+    members = population.assign(batch.labels)
+    assert all(population.targets[member] != label for member, label in zip(members.tolist(), data.labels, strict=True))
+
+    def reached() -> float:
+        where = torch.ones(60, 2, dtype=torch.long)
+        stamped, is_new = inserted(batch, where, FILLER)
+        with torch.no_grad(), embeddings_replaced(victim.model, is_new, population.vectors[members].flatten(0, 1)):
+            shares = victim.model(**stamped.inputs).logits.softmax(dim=1)
+        return shares.gather(1, torch.tensor(population.targets)[members][:, None]).mean().item()
+
+    before, weights = reached(), {name: value.clone() for name, value in victim.model.state_dict().items()}
+    for _ in range(15):
+        population.ascend(victim, batch)
+    assert reached() > before + 0.05
+    assert (population.vectors.norm(dim=-1) <= population.longest * (1 + 1e-5)).all()
+    assert all(torch.equal(value, weights[name]) for name, value in victim.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in victim.model.parameters())
+
+
+def test_members_are_drawn_anew_when_they_are_old() -> None:
+    victim, data = toy_victim(), toy_data(60)
+    population = Population(VirtualTokens(population=4, life=3), victim, Random(0))
+    batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
+    ages = []
+    for _ in range(7):
+        population.ascend(victim, batch)
+        ages.append(list(population.ages))
+    assert all(age < 3 for step in ages for age in step)
+    assert {age for step in ages for age in step} == {0, 1, 2}
