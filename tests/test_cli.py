@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from excise import registry
+from excise import MBTSAD, canaries, registry
 from excise.cli import COMMANDS, SIMPLE, main
 from excise.recipes import shipped_recipes
 from excise.result import load_result
@@ -204,6 +204,22 @@ def test_result_of_a_repair(story: Story) -> None:
     assert all(row.asr is not None and row.asr.n == 12 for row in result.rows)
     assert {"mbtsad: retrain", "mbtsad: distil"} <= set(result.curves)
     assert str(story.repaired) in result.settings["out"]
+
+
+def test_canaries_estimate_a_repair(story: Story, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canaries, "WORDS", 2)  # the toy vocabulary has five words that toy texts lack
+    shown = run("repair", story.backdoored, "--data", story.data, "--out", tmp_path / "one", "--canaries", *QUICK)
+    assert "ASR after" in shown
+    (trial,) = load_result(tmp_path / "one" / "excise-result.json").trials
+    assert trial.method == load_result(tmp_path / "one" / "excise-result.json").rows[-1].method
+    assert {canary.name for canary in trial.canaries} == {"BadNets", "EP"}
+    assert all(word in shown for canary in trial.canaries for word in canary.words)
+    assert "<h2>Canaries</h2>" in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    shown = run("repair", story.backdoored, "--data", story.data, "--out", tmp_path / "best", "--tune", *QUICK)
+    result = load_result(tmp_path / "best" / "excise-result.json")
+    assert len(result.trials) == 1 + len(MBTSAD.tuning)
+    assert result.rows[-1].method == result.trials[0].method
+    assert main(["repair", str(story.backdoored), "--data", str(story.data), "--out", str(tmp_path / "x"), "--method", "re_init", "--tune"]) == 2
 
 
 def test_report_is_one_file(story: Story) -> None:

@@ -83,6 +83,13 @@ class Console:
         for note in result.notes:
             self.say(note)
 
+    def trials(self, result: Result) -> None:
+        """What became of canaries, if there were any."""
+        from excise.reports.terminal import trial_table
+
+        if result.trials:
+            self._print(trial_table(result.trials))
+
     def left_out(self, reasons: Mapping[str, str]) -> None:
         """What could not be measured, and why; with --quiet too, as the ranking is of the others only."""
         for name, why in reasons.items():

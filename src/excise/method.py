@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from importlib.util import find_spec
 from random import Random
@@ -109,6 +109,8 @@ class Defense(Method):
     kind = "defense"
     guards: ClassVar[bool] = False
     """Whether it puts a guard before the model, which no checkpoint can hold, in place of changing its weights."""
+    tuning: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Other settings that are worth trying on canaries."""
 
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from excise import registry
-from excise.attacks._triggers import InsertCombination, InsertWords
+from excise.attacks._triggers import InsertCombination, InsertWords, Paraphrased
 from excise.augmentations.maximiser import Maximiser
 from excise.backdoor_file import BackdoorFile
 from excise.data import TextDataset, check_clean, load_dataset, split
@@ -22,7 +22,7 @@ from excise.method import Attack, Backdoor, Defense, Knowledge, Method, Trigger
 from excise.perturbation import checked
 from excise.progress import noting, observe, stage
 from excise.recipe import DataSource, Recipe
-from excise.result import Curves, Data, Environment, Example, Result, Row, Study, command_line, data_record, row
+from excise.result import Curves, Data, Environment, Example, Result, Row, Study, TrialRow, command_line, data_record, row
 from excise.seeds import derive, generator
 from excise.victim import REJECTED, Precision, Victim
 
@@ -62,6 +62,7 @@ class Story:
         self.seconds: dict[str, float] = {}
         self.curves = Curves()
         self.notes: list[str] = []
+        self.trials: tuple[TrialRow, ...] = ()
         self.started = time.monotonic()
 
     def make(self, name: str, work: Callable[[], Made], *, method: Method | None = None) -> Made:
@@ -116,6 +117,7 @@ class Story:
             rows=tuple(rows),
             examples=examples,
             curves=self.curves.frozen(),
+            trials=self.trials,
             seconds=time.monotonic() - self.started,
             notes=(*notes, *self.notes),
             projections=projections,
@@ -291,7 +293,7 @@ def make_examples(
 
 def save_backdoor(folder: Path, backdoor: Backdoor, attack: Attack, seed: int, *, twin: Victim | None) -> None:
     """Save a backdoored checkpoint, say in backdoor.json next to it how its trigger works, and keep its clean twin inside."""
-    if not isinstance(backdoor.trigger, InsertWords | InsertCombination):
+    if not isinstance(backdoor.trigger, InsertWords | InsertCombination | Paraphrased):
         raise TypeError(f"backdoor.json cannot hold a {type(backdoor.trigger).__name__}")
     backdoor.victim.save(folder)
     if twin is not None:

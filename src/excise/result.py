@@ -22,6 +22,7 @@ from excise.progress import Progress
 
 __all__ = [
     "AttentionMaps",
+    "CanaryRow",
     "Curves",
     "Data",
     "Environment",
@@ -35,6 +36,7 @@ __all__ = [
     "Result",
     "Row",
     "Study",
+    "TrialRow",
     "data_record",
     "load_result",
     "row",
@@ -82,6 +84,26 @@ class Example(_Model):
     marked: tuple[int, ...] = Field(description="positions of trigger words among the whitespace-separated words of `triggered`")
     label: str
     answers: dict[str, tuple[str, str]] = Field(description="model name -> (label without, label with the trigger)")
+
+
+class CanaryRow(_Model):
+    """What is left of a backdoor of our own in a copy of the suspect."""
+
+    name: str
+    words: tuple[str, ...] = Field(description="its trigger words")
+    target_label: str
+    floor: Measured = Field(description="ASR of the suspect, which has never seen it")
+    before: Measured = Field(description="ASR of the copy before the repair")
+    after: Measured = Field(description="ASR of the copy after the repair")
+
+
+class TrialRow(_Model):
+    """What one setting did to the copy with the canaries."""
+
+    method: dict[str, Any]
+    before: Measured = Field(description="CACC of the copy")
+    after: Measured = Field(description="CACC of the repaired copy")
+    canaries: tuple[CanaryRow, ...]
 
 
 class Data(_Model):
@@ -196,6 +218,7 @@ class Result(Record):
     rows: tuple[Row, ...]
     examples: tuple[Example, ...] = ()
     curves: dict[str, tuple[tuple[int, float], ...]] = Field(default_factory=dict, description="task -> (step, loss)")
+    trials: tuple[TrialRow, ...] = Field(default=(), description="what was tried on a copy with canaries; the first setting was taken")
 
     def row(self, name: str) -> Row | None:
         """The row of that name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +12,10 @@ from excise.errors import ConfigError
 
 if TYPE_CHECKING:
     from excise.console import Console
+    from excise.data import TextDataset
     from excise.method import Defense
-    from excise.result import Result
+    from excise.result import Result, TrialRow
+    from excise.victim import Victim
 
 DEAR = 5
 """A repair that costs more points of CACC than this gets a hint."""
@@ -39,6 +41,11 @@ class Options:
     """Use a stratified random share of --data, drawn by the seed (the MBTSAD paper: 0.2 of the training set)."""
     backdoor: Path | None = None
     """A backdoor.json, if the trigger is known: then the ASR is measured too. The defense never sees it."""
+    canaries: bool = False
+    """Plant backdoors of our own in a copy of the model, repair the copy as well, and report how far they vanish: an estimate of the repair's effect
+    for whoever does not know the trigger. Takes more than twice as long."""
+    tune: bool = False
+    """Try a few settings of the method on such a copy and take the best. Each takes as long as a repair."""
     overwrite: bool = False
     """Replace an earlier result."""
     dry_run: bool = False
@@ -58,6 +65,8 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     if defense.guards:
         raise ConfigError(f"{options.method} guards a model's input and leaves its weights, so there is no repaired checkpoint. Use it in a recipe.")
     check_needs(defense)
+    if options.tune and not defense.tuning:
+        raise ConfigError(f"{options.method} names no settings to tune. Leave out --tune, or take another method.")
     seed = options.common.seed
     story = Story(seed)
     check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
@@ -81,7 +90,10 @@ def run(options: Options, defense: Defense, console: Console) -> None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
 
     def work() -> Result:
-        story.make(options.method, lambda: defense(victim, clean, seed=derive(seed, "defense")), method=defense)
+        repair = defense
+        if options.canaries or options.tune:
+            story.trials, repair = _on_canaries(defense, victim, clean, test or clean, tune=options.tune, seed=derive(seed, "canaries"))
+        story.make(options.method, lambda: repair(victim, clean, seed=derive(seed, "defense")), method=repair)
         return story.tell(
             "repair",
             test or clean,
@@ -101,8 +113,23 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     fixed = story.victims[options.method]
     write(options.out, options.overwrite, result, save=fixed.save, card=True)
     console.scores(result)
+    console.trials(result)
     _hint(result, console)
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
+
+
+def _on_canaries(
+    defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, *, tune: bool, seed: int
+) -> tuple[tuple[TrialRow, ...], Defense]:
+    """Try the defense on a copy of the victim with canaries, with other settings too if they are to be tuned: (what was found, the best)."""
+    from excise.canaries import plant, trial_rows, try_all
+    from excise.progress import stage
+
+    with stage("canaries"):
+        planted = plant(victim, clean, seed=seed)
+        others = [replace(defense, **settings) for settings in defense.tuning] if tune else []  # type: ignore[type-var]
+        trials = try_all([defense, *others], planted, clean, test, seed=seed)
+    return trial_rows(trials, victim.label_names), trials[0].defense
 
 
 def _hint(result: Result, console: Console) -> None:

@@ -40,6 +40,8 @@ class MBTSAD(Defense):
 
     paper: ClassVar[Paper] = Paper(key="mbtsad2024", method="Section III-B, Eqs. (1)-(7)", code=None)
 
+    tuning = ({"alpha": 10.0}, {"beta": 0.1}, {"copies": 4})
+
     alpha: Annotated[float, Ge(0)] = 1.0
     """Weight of the attention loss L_att in Eq. (1); 0 leaves it out."""
     beta: Annotated[float, Ge(0)] = 1.0

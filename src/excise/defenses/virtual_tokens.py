@@ -7,7 +7,7 @@ label. Each step of the repair
 1. pushes the virtual tokens of a population a little further towards their labels, on clean texts of other labels;
 2. trains the model to give those texts their right labels all the same, and clean texts the answers that the suspect gives them.
 
-    min over weights  E [ CE(f(x + v), y) + keep · KL(f_suspect(x) ‖ f(x)) ],   v = max over ‖v‖ <= r of E [ log p(target of v | x + v) ]
+    min over weights  E [ CE(f(x + v), y) + keep · T² · KL_T(f_suspect(x) ‖ f(x)) ],   v = max over ‖v‖ <= r of E [ log p(target of v | x + v) ]
 
 Members of the population start as random rows of the vocabulary and are drawn anew after some steps, so that the model cannot learn to ignore a
 few directions only. No trigger, no pre-trained weights and no poisoned text are needed.
@@ -44,11 +44,13 @@ class VirtualTokens(Defense):
 
     paper: ClassVar[Paper] = Paper(key="ibau2022", method="the minimax of Eq. (1), with virtual tokens in place of pixels: our own", code=None)
 
-    tokens: Annotated[int, Ge(1)] = 1
+    tuning = ({"keep": 1.0}, {"keep": 4.0}, {"tokens": 1})
+
+    tokens: Annotated[int, Ge(1)] = 3
     """Virtual tokens inserted in a text."""
     population: Annotated[int, Ge(1)] = 8
     """How many (groups of) virtual tokens there are at a time; their targets take turns."""
-    life: Annotated[int, Ge(1)] = 20
+    life: Annotated[int, Ge(1)] = 30
     """Steps of ascent after which one is drawn anew."""
     ascents: Annotated[int, Ge(1)] = 1
     """Steps of ascent before each step of training."""
@@ -56,9 +58,11 @@ class VirtualTokens(Defense):
     """Length of one step of ascent, relative to the mean length of embedding rows."""
     norm_quantile: Annotated[float, Interval(gt=0, le=1)] = 0.9
     """A virtual token is at most as long as this quantile of embedding rows."""
-    keep: Annotated[float, Ge(0)] = 1.0
+    keep: Annotated[float, Ge(0)] = 2.0
     """Weight of the suspect's own answers to clean texts."""
-    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=3, learning_rate=1e-4))
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Softens those answers, so that they say more than a label of texts that the suspect knows by heart."""
+    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=4, learning_rate=1e-4))
     """How long and how fast."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
@@ -82,7 +86,7 @@ class VirtualTokens(Defense):
                 with_token, without = student.model(**both.inputs).logits.float().chunk(2)
             with torch.no_grad():
                 wanted = suspect.model(**batch.inputs).logits.float()
-            return cross_entropy(with_token, batch.labels) + self.keep * kept_answers(wanted, without)
+            return cross_entropy(with_token, batch.labels) + self.keep * kept_answers(wanted, without, temperature=self.temperature)
 
         return loss
 
@@ -143,9 +147,10 @@ def bounded(vectors: Float[Tensor, "*any hidden"], longest: Any) -> Float[Tensor
     return vectors * (longest / vectors.norm(dim=-1, keepdim=True)).clamp_max(1.0)
 
 
-def kept_answers(wanted: Float[Tensor, "batch label"], given: Float[Tensor, "batch label"]) -> Float[Tensor, ""]:
-    """KL(softmax(wanted) ‖ softmax(given)), averaged over the texts."""
-    return kl_div(given.log_softmax(dim=1), wanted.log_softmax(dim=1), log_target=True, reduction="batchmean")
+def kept_answers(wanted: Float[Tensor, "batch label"], given: Float[Tensor, "batch label"], *, temperature: float) -> Float[Tensor, ""]:
+    """T² · KL(softmax(wanted / T) ‖ softmax(given / T)), averaged over the texts (Hinton et al. 2015)."""
+    soft_given, soft_wanted = ((logits / temperature).log_softmax(dim=1) for logits in (given, wanted))
+    return temperature**2 * kl_div(soft_given, soft_wanted, log_target=True, reduction="batchmean")
 
 
 def _filler(victim: Victim) -> int:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from excise.errors import printable
 from excise.reports.figures import attention_figure, curve_figure, projection_figure
-from excise.reports.terminal import percent
+from excise.reports.terminal import changed_settings, percent
 from excise.result import Measured, Result
 
 __all__ = ["html_report"]
@@ -35,6 +35,7 @@ def html_report(result: Result) -> str:
         attention=_inline("attention", attention_figure, result.attention),
         settings=json.dumps(result.settings, indent=2, ensure_ascii=False, default=str),
         headline=_headline(result),
+        changed=changed_settings(result.trials),
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from excise.errors import printable
-from excise.result import Example, LossRow, Measured, Result
+from excise.result import Example, LossRow, Measured, Result, TrialRow
 
-__all__ = ["example_table", "loss_table", "percent", "score_table"]
+__all__ = ["changed_settings", "example_table", "loss_table", "percent", "score_table", "trial_table"]
 
 
 def percent(measured: Measured | None) -> str:
@@ -37,6 +37,38 @@ def score_table(result: Result) -> Table:
         note = " (ASR floor)" if line.name == "clean" and line.asr else ""
         table.add_row(Text(printable(line.name) + note), *cells, f"{line.seconds:.0f} s" if line.seconds is not None else "-")
     return table
+
+
+def trial_table(trials: Sequence[TrialRow]) -> Table:
+    """Backdoors of our own before and after each repair of a copy; the first was taken."""
+    table = Table(
+        caption="canaries: backdoors of our own, in a copy of the model; the floor is what the model itself answers", caption_justify="left"
+    )
+    settings = [", ".join(f"{key} {value}" for key, value in changed.items()) or "as given" for changed in changed_settings(trials)]
+    columns = ["settings"] * (len(trials) > 1) + ["canary", "floor", "ASR before", "ASR after", "CACC"]
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading in ("settings", "canary") else "right", no_wrap=heading != "settings")
+    for trial, setting in zip(trials, settings, strict=True):
+        for i, canary in enumerate(trial.canaries):
+            first = [Text(printable(setting) if i == 0 else "")] * (len(trials) > 1)
+            cacc = f"{100 * trial.before.value:.1f} → {100 * trial.after.value:.1f} %" if i == 0 else ""
+            name = Text(printable(f"{canary.name} ({' '.join(canary.words)} → {canary.target_label})"))
+            table.add_row(*first, name, f"{100 * canary.floor.value:.1f} %", f"{100 * canary.before.value:.1f} %", percent(canary.after), cacc)
+    return table
+
+
+def changed_settings(trials: Sequence[TrialRow]) -> list[dict[str, object]]:
+    """Of each trial the settings that are not the same in all of them, those inside of settings by dotted names."""
+    flat = [dict(_flat(trial.method)) for trial in trials]
+    return [{key: value for key, value in one.items() if any(other.get(key) != value for other in flat)} for one in flat]
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def loss_table(rows: Sequence[LossRow]) -> Table:
