@@ -44,9 +44,9 @@ class VirtualTokens(Defense):
 
     paper: ClassVar[Paper] = Paper(key="ibau2022", method="the minimax of Eq. (1), with virtual tokens in place of pixels: our own", code=None)
 
-    tuning = ({"keep": 1.0}, {"keep": 4.0}, {"tokens": 1})
+    tuning = ({"keep": 0.5}, {"keep": 2.0}, {"tokens": 3})
 
-    tokens: Annotated[int, Ge(1)] = 3
+    tokens: Annotated[int, Ge(1)] = 2
     """Virtual tokens inserted in a text."""
     population: Annotated[int, Ge(1)] = 8
     """How many (groups of) virtual tokens there are at a time; their targets take turns."""
@@ -58,11 +58,11 @@ class VirtualTokens(Defense):
     """Length of one step of ascent, relative to the mean length of embedding rows."""
     norm_quantile: Annotated[float, Interval(gt=0, le=1)] = 0.9
     """A virtual token is at most as long as this quantile of embedding rows."""
-    keep: Annotated[float, Ge(0)] = 2.0
+    keep: Annotated[float, Ge(0)] = 1.0
     """Weight of the suspect's own answers to clean texts."""
-    temperature: Annotated[float, Gt(0)] = 1.0
+    temperature: Annotated[float, Gt(0)] = 4.0
     """Softens those answers, so that they say more than a label of texts that the suspect knows by heart."""
-    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=4, learning_rate=1e-4))
+    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=3, learning_rate=1e-4))
     """How long and how fast."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
