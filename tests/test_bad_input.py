@@ -351,7 +351,9 @@ def test_disk_that_fills_up(
         out.mkdir()
         (out / "excise-result.json").write_text(RESULT)
     monkeypatch.setattr(Victim, "save", save)
-    message = refused("repair", model, "--data", clean, "--out", out, "--retraining.epochs", "0.1", *["--overwrite"] * overwrite)
+    message = refused(
+        "repair", model, "--data", clean, "--out", out, "--method", "mbtsad", "--retraining.epochs", "0.1", *["--overwrite"] * overwrite
+    )
     assert_says(message, out, "No space left on device", "free some space")
 
 
@@ -361,9 +363,15 @@ def test_disk_that_fills_up(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--alhpa", "1"], ["--alhpa", "'--alpha'", "excise repair --help"]),
-        (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--alhpa=1"], ["--alhpa", "'--alpha'"]),
-        (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--retraining.epohcs", "1"], ["--retraining.epohcs", "'--retraining.epochs'"]),
+        (
+            ["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--method", "mbtsad", "--alhpa", "1"],
+            ["--alhpa", "'--alpha'", "excise repair --help"],
+        ),
+        (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--method", "mbtsad", "--alhpa=1"], ["--alhpa", "'--alpha'"]),
+        (
+            ["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--method", "mbtsad", "--retraining.epohcs", "1"],
+            ["--retraining.epohcs", "'--retraining.epochs'"],
+        ),
         (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--text-colum", "x"], ["--text-colum", "'--text-column'"]),
         (["repair", "MODEL", "--dta", "DATA", "--out", "OUT"], ["--data", "excise repair --help"]),
         (["repair", "MODEL", "--out", "OUT"], ["--data", "excise repair --help"]),
@@ -371,8 +379,8 @@ def test_disk_that_fills_up(
         (["repair", "--data", "DATA", "--out", "OUT"], ["MODEL", "excise repair --help"]),
         (["repair", "MODEL", "more", "--data", "DATA", "--out", "OUT"], ["more", "excise repair --help"]),
         (["repair", "MODEL", "--data", "DATA", "--out"], ["--out", "excise repair --help"]),
-        (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--alpha", "much"], ["--alpha", "much", "excise repair --help"]),
-        (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--copies", "1.5"], ["--copies", "1.5"]),
+        (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--method", "mbtsad", "--alpha", "much"], ["--alpha", "much", "excise repair --help"]),
+        (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--method", "mbtsad", "--copies", "1.5"], ["--copies", "1.5"]),
         (["repair", "MODEL", "--data", "DATA", "--out", "OUT", "--precision", "fp64"], ["--precision", "fp64", "bf16"]),
         (["repiar", "MODEL"], ["'repiar'", "'repair'", "excise --help"]),
         (["lst"], ["'lst'", "'list'"]),
@@ -396,10 +404,10 @@ def test_required_option_that_is_misspelt(model: Path, clean: Path, out: Path, r
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--alpha", "-1"], ["alpha", "-1", "at least 0"]),
-        (["--retraining.epochs", "0"], ["epochs", "greater than 0"]),
-        (["--retraining.warmup", "2"], ["warmup", "at least 0 and at most 1"]),
-        (["--retraining.learning-rate", "nan"], ["learning_rate", "nan", "greater than 0"]),
+        (["--keep", "-1"], ["keep", "-1", "at least 0"]),
+        (["--training.epochs", "0"], ["epochs", "greater than 0"]),
+        (["--training.warmup", "2"], ["warmup", "at least 0 and at most 1"]),
+        (["--training.learning-rate", "nan"], ["learning_rate", "nan", "greater than 0"]),
         (["--method", "mbtsda"], ["no defense 'mbtsda'", "'mbtsad'"]),
         (["--method=mbtsda"], ["no defense 'mbtsda'", "'mbtsad'"]),
     ],
@@ -526,7 +534,7 @@ def test_interruption(place: str, model: Path, clean: Path, out: Path, refused: 
 def test_termination(model: Path, clean: Path, out: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 
-    monkeypatch.setattr("excise.defenses.mbtsad.fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("excise.defenses.virtual_tokens.fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert_says(refused("repair", model, "--data", clean, "--out", out, code=130), "interrupted")
     assert signal.getsignal(signal.SIGTERM) is before
@@ -534,14 +542,14 @@ def test_termination(model: Path, clean: Path, out: Path, refused: Refused, monk
 
 @pytest.mark.parametrize("error", [RuntimeError("the moon\nfell down"), MemoryError(), ValueError()])
 def test_unexpected_error(error: Exception, model: Path, clean: Path, out: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("excise.defenses.mbtsad.fit", _raises(error))
+    monkeypatch.setattr("excise.defenses.virtual_tokens.fit", _raises(error))
     message = refused("repair", model, "--data", clean, "--out", out)
     assert_says(message, type(error).__name__, " ".join(str(error).split()), "--debug")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the moon fell down"), MemoryError()])
 def test_debug_shows_where(error: Exception, model: Path, clean: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("excise.defenses.mbtsad.fit", _raises(error))
+    monkeypatch.setattr("excise.defenses.virtual_tokens.fit", _raises(error))
     with pytest.raises(type(error)):
         main(["repair", str(model), "--data", str(clean), "--out", str(out), "--debug"])
     assert not listing(out.parent)

@@ -65,7 +65,13 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "option"), [(["repair"], "--alpha"), (["repair", "--method", "ts_ft"], "--copies"), (["attack", "badnets"], "--triggers")]
+    ("arguments", "option"),
+    [
+        (["repair"], "--keep"),
+        (["repair", "--method", "mbtsad"], "--alpha"),
+        (["repair", "--method", "ts_ft"], "--copies"),
+        (["attack", "badnets"], "--triggers"),
+    ],
 )
 def test_help_shows_the_settings_of_the_method(arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -109,7 +115,7 @@ def test_start_up_imports_nothing_heavy(argument: str) -> None:
 
 # The whole story
 
-QUICK = ("--retraining.epochs", "1", "--distillation.epochs", "1", "--copies", "1")
+QUICK = ("--method", "mbtsad", "--retraining.epochs", "1", "--distillation.epochs", "1", "--copies", "1")
 
 
 class Story(NamedTuple):
@@ -257,7 +263,7 @@ def test_dry_run_plans_and_writes_nothing(command: str, story: Story, tmp_path: 
     words = ["attack", "badnets", story.model] if command == "attack" else ["repair", story.model]
     shown = run(*words, "--data", story.data, "--out", tmp_path / "out", "--dry-run")
     assert sorted(tmp_path.rglob("*")) == before
-    for word in ["train"] if command == "attack" else ["retrain", "distil"]:
+    for word in ["train"] if command == "attack" else ["virtual_tokens: repair"]:
         assert word in shown
     assert " s in all" in shown
     assert f"Would write {tmp_path / 'out'}" in shown

@@ -328,7 +328,7 @@ def test_plot_takes_a_text(place: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["plot", "MODEL", "--tokens", "1"], "2 to 64"),
         (["plot", "MODEL", "--after", "FIVE"], "has the labels"),
         (["plot", "MODEL", "--backdoor", "nowhere.json"], "nowhere.json"),
-        (["repair", "MODEL", "--augmentation", "maximiser candidates=[aedaa]"], "Did you mean 'aeda'"),
+        (["repair", "MODEL", "--method", "mbtsad", "--augmentation", "maximiser candidates=[aedaa]"], "Did you mean 'aeda'"),
     ],
 )
 def test_bad_input_writes_nothing(words: list[str], says: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

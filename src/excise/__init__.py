@@ -1,11 +1,11 @@
 """excise finds backdoors in transformer language models and cuts them out.
 
 Example:
-    from excise import MBTSAD, Victim, load_dataset
+    from excise import Victim, VirtualTokens, load_dataset
 
     suspect = Victim.load("path/to/model")
     clean = load_dataset("clean.csv", label_names=suspect.label_names)
-    fixed = MBTSAD()(suspect, clean, seed=0)
+    fixed = VirtualTokens()(suspect, clean, seed=0)
     fixed.save("fixed")
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from excise.data import split as split
     from excise.defenses.mbtsad import MBTSAD as MBTSAD
     from excise.defenses.ts_ft import TSFT as TSFT
+    from excise.defenses.virtual_tokens import VirtualTokens as VirtualTokens
     from excise.errors import ExciseError as ExciseError
     from excise.evaluation import Scores as Scores
     from excise.evaluation import evaluate as evaluate
@@ -45,6 +46,7 @@ _HOME = {
     "TextDataset": "data",
     "TokenSplitting": "augmentations.token_splitting",
     "Victim": "victim",
+    "VirtualTokens": "defenses.virtual_tokens",
     "evaluate": "evaluation",
     "fit": "training",
     "load_dataset": "data",

@@ -100,7 +100,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _compute(name: str, arguments: list[str]) -> None:
     """Parse the options of a command, and of its method, and run it."""
     command: Any = importlib.import_module(f"excise.commands.{name.replace('-', '_')}")
-    method_type = _method_type(COMMANDS[name], arguments)
+    method_type = _method_type(COMMANDS[name], arguments, default=getattr(command.Options, "method", ""))
     options, method = _parse(f"excise {name}", command.Options, method_type, arguments)
     paths = {f.name: value.expanduser() for f in dataclasses.fields(options) if isinstance(value := getattr(options, f.name), Path)}
     options = dataclasses.replace(options, **paths)
@@ -113,7 +113,7 @@ def _compute(name: str, arguments: list[str]) -> None:
         command.run(options, *([method] if method is not None else []), console)
 
 
-def _method_type(kind: str | None, arguments: list[str]) -> Any:
+def _method_type(kind: str | None, arguments: list[str], *, default: str) -> Any:
     """The class of the method that is asked for, whose fields become options."""
     from excise import registry
 
@@ -125,7 +125,7 @@ def _method_type(kind: str | None, arguments: list[str]) -> Any:
         if named is None:
             return None
     else:
-        named = "mbtsad"
+        named = default
         for i, argument in enumerate(arguments):
             if argument == "--method" and i + 1 < len(arguments):
                 named = arguments[i + 1]

@@ -31,7 +31,7 @@ class Options:
     """Clean labelled texts: CSV, TSV, JSONL, Parquet or a Hugging Face data set id."""
     out: Path
     """Folder for the repaired checkpoint."""
-    method: str = "mbtsad"
+    method: str = "virtual_tokens"
     """Which defense (see: excise list). Its settings follow below."""
     test: str | None = None
     """Clean labelled texts to measure on; without it, a share of --data is held out."""
