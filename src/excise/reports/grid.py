@@ -91,7 +91,7 @@ def terminal_table(lines: Sequence[Line]) -> Table:
     """For rich."""
     table = Table(caption="per cent; mean (least-greatest) over seeds, or one seed's value [95 % Wilson interval]", caption_justify="left")
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("data", "attack", "defense", "note") else "right")
+        table.add_column(heading, justify="left" if heading in ("data", "attack", "defense", "note") else "right", overflow="fold")
     for line in lines:
         table.add_row(*(Text(printable(value)) for value in line))
     return table
