@@ -58,15 +58,11 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     from excise.data import check_clean, split
     from excise.evaluation import triggered
     from excise.output import check_output
-    from excise.pipeline import Story, check_needs
+    from excise.pipeline import Story
     from excise.result import data_record
     from excise.seeds import derive
 
-    if defense.guards:
-        raise ConfigError(f"{options.method} guards a model's input and leaves its weights, so there is no repaired checkpoint. Use it in a recipe.")
-    check_needs(defense)
-    if options.tune and not defense.tuning:
-        raise ConfigError(f"{options.method} names no settings to tune. Leave out --tune, or take another method.")
+    _check(options, defense)
     seed = options.common.seed
     story = Story(seed)
     check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
@@ -116,6 +112,17 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     console.trials(result)
     _hint(result, console)
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
+
+
+def _check(options: Options, defense: Defense) -> None:
+    """Refuse what no repair of a checkpoint can be, before any work."""
+    from excise.pipeline import check_needs
+
+    if defense.guards:
+        raise ConfigError(f"{options.method} guards a model's input and leaves its weights, so there is no repaired checkpoint. Use it in a recipe.")
+    check_needs(defense)
+    if options.tune and not defense.tuning:
+        raise ConfigError(f"{options.method} names no settings to tune. Leave out --tune, or take another method.")
 
 
 def _on_canaries(

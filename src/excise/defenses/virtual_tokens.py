@@ -103,7 +103,7 @@ class Population:
         special = set(victim.tokenizer.all_special_ids)
         self.ordinary = [i for i in range(len(victim.tokenizer)) if i not in special]
         self.targets = [i % len(victim.label_names) for i in range(max(settings.population, len(victim.label_names)))]
-        self.ages = [random.randrange(settings.life) for _ in self.targets]
+        self.ages = [random.randint(0, settings.life - 1) for _ in self.targets]
         self.vectors: Float[Tensor, "member token hidden"] = torch.stack([self.fresh() for _ in self.targets])
 
     def fresh(self) -> Float[Tensor, "token hidden"]:
