@@ -1,6 +1,6 @@
 """Repair one backdoored model of a grid with the default repair and score it on the test set.
 
-    python benchmarks/repair_test.py recipe.yaml results/models/<hash>/model results/models/<hash of the twin>/model
+    python benchmarks/default_repair.py recipe.yaml results/models/<hash>/model results/models/<hash of the twin>/model
 
 The recipe is the one that the model was made by, with one defense; the defender's texts and seeds are those of excise bench.
 """
