@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from excise import canaries
+from excise.attacks._triggers import InsertWords
 from excise.canaries import Planted, plant, rare_words, trial_rows, try_all
 from excise.defenses.cft import CFT
 from excise.errors import DataError
+from excise.progress import noting
 from excise.reports.terminal import changed_settings, trial_table
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 from toy import toy_data, toy_victim, with_long_rows
 
+SHORT = FitConfig(epochs=1, learning_rate=1e-5)
 LEARN = FitConfig(epochs=10, learning_rate=1e-3, batch_size=16)
 
 
@@ -80,6 +83,20 @@ def test_canaries_work_in_the_copy_and_not_in_the_suspect(suspect: Victim, plant
     assert trials[1].cost == 0
     assert trials[1].excess > 50
     assert all(torch.equal(value, before[name]) for name, value in suspect.model.state_dict().items())
+
+
+def test_a_canary_that_did_not_take_is_told_and_not_counted(suspect: Victim, planted: Planted) -> None:
+    notes: list[str] = []
+    dead = replace(planted.canaries[1], name="dead", trigger=InsertWords(words=("film",)))
+    with noting(notes):
+        (trial,) = try_all([CFT(training=SHORT)], replace(planted, canaries=(planted.canaries[0], dead)), toy_data(40), toy_data(40, seed=4), seed=0)
+    (note,) = notes
+    assert "dead canary did not take" in note
+    floor, _, after = trial.asr[planted.canaries[0]]
+    assert trial.excess == pytest.approx(100 * max(0.0, after.value - floor.value))
+    dear, cheap = CFT(training=LEARN), CFT(training=SHORT)
+    trials = try_all([dear, cheap], replace(planted, canaries=(dead,)), toy_data(40), toy_data(40, seed=4), seed=0)
+    assert [trial.defense for trial in trials] == [dear, cheap], "there is nothing to choose by"
 
 
 def test_what_was_tried_is_told(planted: Planted) -> None:

@@ -216,6 +216,7 @@ def test_canaries_estimate_a_repair(story: Story, tmp_path: Path, run: Run, monk
     monkeypatch.setattr(canaries, "WORDS", 2)  # the toy vocabulary has five words that toy texts lack
     shown = run("repair", story.backdoored, "--data", story.data, "--out", tmp_path / "one", "--canaries", *QUICK)
     assert "ASR after" in shown
+    assert "EP canary did not take" in shown, "the rows of a toy are too short"
     (trial,) = load_result(tmp_path / "one" / "excise-result.json").trials
     assert trial.method == load_result(tmp_path / "one" / "excise-result.json").rows[-1].method
     assert {canary.name for canary in trial.canaries} == {"BadNets", "EP"}

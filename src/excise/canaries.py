@@ -20,13 +20,13 @@ from excise.errors import DataError
 from excise.evaluation import Scores, evaluate
 from excise.method import Defense
 from excise.metrics import Rate
-from excise.progress import stage
+from excise.progress import note, stage
 from excise.result import CanaryRow, Measured, TrialRow
 from excise.seeds import derive, generator
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 
-__all__ = ["Canary", "Planted", "Trial", "plant", "rare_words", "trial_rows", "try_all"]
+__all__ = ["Canary", "Planted", "Trial", "plant", "rare_words", "took", "trial_rows", "try_all"]
 
 WORDS = 3
 """Trigger words of each canary."""
@@ -66,8 +66,9 @@ class Trial:
 
     @property
     def excess(self) -> float:
-        """Points of ASR that are left above the floor, mean over canaries; not below 0."""
-        return 100 * fmean(max(0.0, after.value - floor.value) for floor, _, after in self.asr.values())
+        """Points of ASR that are left above the floor, mean over the canaries that took; not below 0."""
+        left = [max(0.0, after.value - floor.value) for floor, before, after in self.asr.values() if took(floor, before)]
+        return 100 * fmean(left) if left else 0.0
 
     @property
     def cost(self) -> float:
@@ -117,9 +118,14 @@ def rare_words(victim: Victim, data: TextDataset, count: int, *, seed: int) -> t
 def try_all(defenses: Sequence[Defense], planted: Planted, data: TextDataset, test: TextDataset, *, seed: int) -> list[Trial]:
     """Repair the copy with every defense and see what is left of its canaries.
 
-    The best comes first: least ASR left above the floor, each point of accuracy counted as `DEAR` of them.
+    The best comes first: least ASR left above the floor, each point of accuracy counted as `DEAR` of them. A canary that did not take says nothing
+    and is not counted; if none did, the order is that of the defenses.
     """
     floor, before = (_scores(victim, planted.canaries, test, seed) for victim in (planted.suspect, planted.victim))
+    useful = [canary for canary in planted.canaries if took(_asr(floor[canary]), _asr(before[canary]))]
+    for canary in planted.canaries:
+        if canary not in useful:
+            note(f"The {canary.name} canary did not take ({100 * _asr(before[canary]).value:.1f} % before any repair), so it says nothing.")
     trials = []
     for number, defense in enumerate(defenses, start=1):
         with stage(f"setting {number} of {len(defenses)}"):
@@ -128,7 +134,12 @@ def try_all(defenses: Sequence[Defense], planted: Planted, data: TextDataset, te
         asr = {canary: tuple(_asr(scores[canary]) for scores in (floor, before, after)) for canary in planted.canaries}
         first = planted.canaries[0]
         trials.append(Trial(defense, before[first].cacc, after[first].cacc, asr))
-    return sorted(trials, key=lambda trial: trial.excess + DEAR * trial.cost)
+    return sorted(trials, key=lambda trial: trial.excess + DEAR * trial.cost) if useful else trials
+
+
+def took(floor: Rate, before: Rate) -> bool:
+    """Whether a canary works in the copy: its ASR is above the suspect's, and their 95 % intervals do not touch."""
+    return before.interval[0] > floor.interval[1]
 
 
 def _scores(victim: Victim, canaries: Sequence[Canary], test: TextDataset, seed: int) -> dict[Canary, Scores]:

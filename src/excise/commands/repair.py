@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from excise.console import Console
     from excise.data import TextDataset
     from excise.method import Defense
-    from excise.result import Result, TrialRow
+    from excise.pipeline import Story
+    from excise.result import Result
     from excise.victim import Victim
 
 DEAR = 5
@@ -86,9 +87,8 @@ def run(options: Options, defense: Defense, console: Console) -> None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
 
     def work() -> Result:
-        repair = defense
-        if options.canaries or options.tune:
-            story.trials, repair = _on_canaries(defense, victim, clean, test or clean, tune=options.tune, seed=derive(seed, "canaries"))
+        tried = options.canaries or options.tune
+        repair = _on_canaries(defense, victim, clean, test or clean, story, tune=options.tune) if tried else defense
         story.make(options.method, lambda: repair(victim, clean, seed=derive(seed, "defense")), method=repair)
         return story.tell(
             "repair",
@@ -125,18 +125,19 @@ def _check(options: Options, defense: Defense) -> None:
         raise ConfigError(f"{options.method} names no settings to tune. Leave out --tune, or take another method.")
 
 
-def _on_canaries(
-    defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, *, tune: bool, seed: int
-) -> tuple[tuple[TrialRow, ...], Defense]:
-    """Try the defense on a copy of the victim with canaries, with other settings too if they are to be tuned: (what was found, the best)."""
+def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, story: Story, *, tune: bool) -> Defense:
+    """Try the defense on a copy of the victim with canaries, with other settings too if they are to be tuned; what was found is part of the story."""
     from excise.canaries import plant, trial_rows, try_all
-    from excise.progress import stage
+    from excise.progress import noting, stage
+    from excise.seeds import derive
 
-    with stage("canaries"):
+    seed = derive(story.seed, "canaries")
+    with stage("canaries"), noting(story.notes):
         planted = plant(victim, clean, seed=seed)
         others = [replace(defense, **settings) for settings in defense.tuning] if tune else []  # type: ignore[type-var]
         trials = try_all([defense, *others], planted, clean, test, seed=seed)
-    return trial_rows(trials, victim.label_names), trials[0].defense
+    story.trials = trial_rows(trials, victim.label_names)
+    return trials[0].defense
 
 
 def _hint(result: Result, console: Console) -> None:
