@@ -17,9 +17,9 @@ from excise.attacks.ep import EP
 from excise.data import TextDataset
 from excise.embedding_rows import fit_rows
 from excise.errors import DataError
-from excise.evaluation import Scores, evaluate
+from excise.evaluation import evaluate, triggered
 from excise.method import Defense
-from excise.metrics import Rate
+from excise.metrics import Rate, asr
 from excise.progress import note, stage
 from excise.result import CanaryRow, Measured, TrialRow
 from excise.seeds import derive, generator
@@ -121,19 +121,18 @@ def try_all(defenses: Sequence[Defense], planted: Planted, data: TextDataset, te
     The best comes first: least ASR left above the floor, each point of accuracy counted as `DEAR` of them. A canary that did not take says nothing
     and is not counted; if none did, the order is that of the defenses.
     """
-    floor, before = (_scores(victim, planted.canaries, test, seed) for victim in (planted.suspect, planted.victim))
-    useful = [canary for canary in planted.canaries if took(_asr(floor[canary]), _asr(before[canary]))]
+    (_, floor), (cacc, before) = (_scores(victim, planted.canaries, test, seed) for victim in (planted.suspect, planted.victim))
+    useful = [canary for canary in planted.canaries if took(floor[canary], before[canary])]
     for canary in planted.canaries:
         if canary not in useful:
-            note(f"The {canary.name} canary did not take ({100 * _asr(before[canary]).value:.1f} % before any repair), so it says nothing.")
+            note(f"The {canary.name} canary did not take ({100 * before[canary].value:.1f} % before any repair), so it says nothing.")
     trials = []
     for number, defense in enumerate(defenses, start=1):
         with stage(f"setting {number} of {len(defenses)}"):
             repaired = defense(planted.victim, data, seed=derive(seed, "defense"))
-            after = _scores(repaired, planted.canaries, test, seed)
-        asr = {canary: tuple(_asr(scores[canary]) for scores in (floor, before, after)) for canary in planted.canaries}
-        first = planted.canaries[0]
-        trials.append(Trial(defense, before[first].cacc, after[first].cacc, asr))
+            cacc_after, after = _scores(repaired, planted.canaries, test, seed)
+        rates = {canary: (floor[canary], before[canary], after[canary]) for canary in planted.canaries}
+        trials.append(Trial(defense, cacc, cacc_after, rates))
     return sorted(trials, key=lambda trial: trial.excess + DEAR * trial.cost) if useful else trials
 
 
@@ -142,14 +141,13 @@ def took(floor: Rate, before: Rate) -> bool:
     return before.interval[0] > floor.interval[1]
 
 
-def _scores(victim: Victim, canaries: Sequence[Canary], test: TextDataset, seed: int) -> dict[Canary, Scores]:
-    return {canary: evaluate(victim, test, trigger=canary.trigger, target_label=canary.target_label, seed=seed) for canary in canaries}
-
-
-def _asr(scores: Scores) -> Rate:
-    if scores.asr is None:
-        raise TypeError("canaries are scored with their triggers")
-    return scores.asr
+def _scores(victim: Victim, canaries: Sequence[Canary], test: TextDataset, seed: int) -> tuple[Rate, dict[Canary, Rate]]:
+    """CACC, and each canary's ASR; the clean texts are read once."""
+    found: dict[Canary, Rate] = {}
+    for canary in canaries:
+        stamped = triggered(test, canary.trigger, canary.target_label, seed=seed)
+        found[canary] = asr(victim.predict(stamped.texts, name="evaluate triggered texts"), stamped.labels, canary.target_label)
+    return evaluate(victim, test).cacc, found
 
 
 def trial_rows(trials: Sequence[Trial], label_names: Sequence[str]) -> tuple[TrialRow, ...]:

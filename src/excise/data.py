@@ -159,9 +159,9 @@ def paraphrases(source: str | Path) -> dict[str, str]:
     Raises:
         DataError: The file is missing or not of its format, a column is missing, or a cell is empty.
     """
-    table = _read_file(Path(source).expanduser()) if is_file(str(source)) else None
-    if table is None:
+    if not is_file(str(source)):
         raise DataError(f"There is no file {source}. Give a CSV, TSV, JSONL or Parquet file.")
+    table = _read_file(Path(source).expanduser())
     columns = [table[_guess(table.column_names, name, (), name, str(source))] for name in ("source_text", "text")]
     found: dict[str, str] = {}
     for row, (text, paraphrase) in enumerate(zip(*columns, strict=True), start=1):

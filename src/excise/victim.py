@@ -137,6 +137,11 @@ class Victim:
         """Whether an input guard stands before the model; a checkpoint cannot hold one."""
         return self.purify is not None or self.reject is not None
 
+    @property
+    def module(self) -> Any:
+        """The model itself, where several processes have wrapped it in another module."""
+        return getattr(self.model, "module", self.model)
+
     def copy(self) -> Victim:
         """A victim with weights of its own."""
         return replace(self, model=copy.deepcopy(self.model))
@@ -215,8 +220,7 @@ class Victim:
             output = self.model(**batch.inputs, output_hidden_states=hidden)
             kept: list[Tensor] = []
         else:
-            module = getattr(self.model, "module", self.model)  # several processes wrap the model
-            with recorded_attention(module, attention) as kept:
+            with recorded_attention(self.module, attention) as kept:
                 output = self.model(**batch.inputs, output_hidden_states=hidden)
         return Trace(output.logits, tuple(output.hidden_states or ()) if hidden else (), tuple(kept))
 

@@ -97,11 +97,10 @@ def layerwise_loss(form: Form) -> Loss:
 
     def loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
         trace = victim.trace(batch)
-        module: Any = getattr(victim.model, "module", victim.model)
         if form == "official":
-            logits = [trace.logits, *(direct_logits(module, states, batch.mask) for states in trace.hidden[1:])]
+            logits = [trace.logits, *(direct_logits(victim.module, states, batch.mask) for states in trace.hidden[1:])]
         else:
-            logits = [head_logits(module, states, batch.mask) for states in trace.hidden]
+            logits = [head_logits(victim.module, states, batch.mask) for states in trace.hidden]
         return torch.stack([cross_entropy(each.float(), batch.labels) for each in logits]).sum()
 
     return loss

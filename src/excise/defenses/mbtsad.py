@@ -39,7 +39,6 @@ class MBTSAD(Defense):
     """Retrain on token-split clean text, then distil attention, hidden states and labels back (Section III-B)."""
 
     paper: ClassVar[Paper] = Paper(key="mbtsad2024", method="Section III-B, Eqs. (1)-(7)", code=None)
-
     tuning = ({"alpha": 10.0}, {"beta": 0.1}, {"copies": 4})
 
     alpha: Annotated[float, Ge(0)] = 1.0

@@ -43,7 +43,6 @@ class VirtualTokens(Defense):
     """Train against virtual tokens that are pushed towards every label (our own; no trigger knowledge)."""
 
     paper: ClassVar[Paper] = Paper(key="ibau2022", method="the minimax of Eq. (1), with virtual tokens in place of pixels: our own", code=None)
-
     tuning = ({"keep": 0.5}, {"keep": 2.0}, {"tokens": 3})
 
     tokens: Annotated[int, Ge(1)] = 2
@@ -82,7 +81,7 @@ class VirtualTokens(Defense):
             stamped, is_virtual = inserted(batch, places(student, batch, self.tokens, random), filler)
             both = together(stamped, batch, filler)
             marked = torch.cat([is_virtual, torch.zeros_like(is_virtual)])
-            with embeddings_replaced(_module(student), marked, population.vectors[members].flatten(0, 1)):
+            with embeddings_replaced(student.module, marked, population.vectors[members].flatten(0, 1)):
                 with_token, without = student.model(**both.inputs).logits.float().chunk(2)
             with torch.no_grad():
                 wanted = suspect.model(**batch.inputs).logits.float()
@@ -117,7 +116,7 @@ class Population:
 
     def ascend(self, student: Victim, batch: Batch) -> None:
         """One step of every member that got a text of the batch, towards its target; the oldest are drawn anew."""
-        model = _module(student)
+        model = student.module
         members = self.assign(batch.labels)
         stamped, is_virtual = inserted(batch, places(student, batch, self.settings.tokens, self.random), _filler(student))
         vectors = self.vectors.requires_grad_(True)
@@ -157,7 +156,3 @@ def _filler(victim: Victim) -> int:
     """The token whose id stands where a virtual token is: one that no model takes for padding."""
     padding = victim.tokenizer.pad_token_id
     return next(i for i in (victim.tokenizer.unk_token_id, 0, 1) if isinstance(i, int) and i != padding)
-
-
-def _module(victim: Victim) -> Any:
-    return getattr(victim.model, "module", victim.model)  # several processes wrap the model
