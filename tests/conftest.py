@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: tests use no
 
 from jaxtyping import install_import_hook
 
-CHECKED = ["excise.attention", "excise.defenses", "excise.features", "excise.filters"]
+CHECKED = ["excise.attention", "excise.defenses", "excise.features", "excise.filters", "excise.scanners"]
 install_import_hook(CHECKED, "shapes.checked")  # before they are imported: their shapes are checked at every call
 
 import pytest

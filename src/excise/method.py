@@ -15,9 +15,10 @@ from excise.settings import Settings
 
 if TYPE_CHECKING:
     from excise.data import TextDataset
+    from excise.finding import Finding
     from excise.victim import Victim
 
-__all__ = ["Attack", "Augmentation", "Backdoor", "Defense", "Detector", "Filter", "Knowledge", "Method", "Paper", "Scorer", "Trigger"]
+__all__ = ["Attack", "Augmentation", "Backdoor", "Defense", "Detector", "Filter", "Knowledge", "Method", "Paper", "Scanner", "Scorer", "Trigger"]
 
 Trigger = Callable[[str, Random], str]
 """g(x): stamps one text. All its randomness comes from the generator it is given."""
@@ -52,7 +53,7 @@ class Paper:
 class Method(Settings, ABC):
     """Base of every published method. Concrete methods are leaves: nothing inherits from them."""
 
-    kind: ClassVar[Literal["attack", "defense", "detector", "filter", "augmentation"]]
+    kind: ClassVar[Literal["attack", "defense", "detector", "scanner", "filter", "augmentation"]]
     paper: ClassVar[Paper]
     needs: ClassVar[frozenset[Knowledge]] = frozenset()
     """What it must be told; a setting of the need's name holds it."""
@@ -125,6 +126,24 @@ class Detector(Method):
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Scorer:
         """Learn what is needed. The scorer takes each text on its own: neither order nor company matters, beyond rounding."""
+
+
+class Scanner(Method):
+    """(suspect victim, the defender's clean data) -> Finding: how suspicious the model itself is."""
+
+    kind = "scanner"
+    suspicious: ClassVar[float]
+    """From this score on, a model is suspicious: calibrated on models that were made for it (docs/scan.md)."""
+    found: ClassVar[float]
+    """From this score on, a backdoor is found; `inf` where the scanner alone can never say so."""
+    blind_to: ClassVar[str]
+    """What it cannot see, to be read after 'It cannot see ...'."""
+    fewest_texts: ClassVar[int] = 32
+    """It needs so many clean texts of each label."""
+
+    @abstractmethod
+    def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
+        """Look at `victim`, which stays as it was."""
 
 
 class Filter(Method):

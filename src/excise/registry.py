@@ -1,8 +1,9 @@
-"""Methods by file name. A file in `attacks/`, `defenses/`, `detectors/`, `filters/` or `augmentations/` is a method; nothing else registers it.
+"""Methods by file name. A file in `attacks/`, `defenses/`, `detectors/`, `scanners/`, `filters/` or `augmentations/` is a method; nothing
+else registers it.
 
 Names and summaries are read from the source without importing it, so listing them is instant; a method is imported when it is asked for.
 Other packages join through the entry-point groups `excise.attacks`, `excise.defenses`,
-`excise.detectors`, `excise.filters` and `excise.augmentations`.
+`excise.detectors`, `excise.scanners`, `excise.filters` and `excise.augmentations`.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from excise.errors import ConfigError, nearest
-from excise.method import Attack, Augmentation, Defense, Detector, Filter, Method
+from excise.method import Attack, Augmentation, Defense, Detector, Filter, Method, Scanner
 from excise.settings import validate
 
 __all__ = ["BASES", "Kind", "build", "load", "name_of", "names", "settings", "spell", "summary"]
 
-Kind = Literal["attack", "defense", "detector", "filter", "augmentation"]
+Kind = Literal["attack", "defense", "detector", "scanner", "filter", "augmentation"]
 BASES: Mapping[Kind, type[Method]] = {
     "attack": Attack,
     "defense": Defense,
     "detector": Detector,
+    "scanner": Scanner,
     "filter": Filter,
     "augmentation": Augmentation,
 }

@@ -33,7 +33,7 @@ from excise.attacks.paraphrase import Paraphrase
 from excise.commands._options import CONSTRUCTORS
 from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError, DataError, NeedsError
-from excise.evaluation import evaluate, triggered
+from excise.evaluation import clean_twin, evaluate, triggered
 from excise.method import Attack, Augmentation, Defense, Knowledge, Method
 from excise.perturbation import augment
 from excise.pipeline import check_needs
@@ -463,6 +463,52 @@ def test_triggered_texts_score_higher(name: str) -> None:
     score = make_detector(name)(backdoor.victim, toy_data(60, seed=5), seed=0)
     wins = [(s > c) + 0.5 * (s == c) for s in score(stamped) for c in score(test.texts)]
     assert sum(wins) / len(wins) > 0.5, "the area under the ROC curve is no better than chance"
+
+
+# Scanners
+
+
+every_scanner = pytest.mark.parametrize("name", registry.names("scanner"))
+
+
+@every_scanner
+@two_and_five_labels
+def test_a_scanner_leaves_its_inputs_and_is_reproducible(name: str, labels: int) -> None:
+    victim, data, scan = clean_victim(labels), toy_data(60, labels=labels), make("scanner", name)
+    before, states = weights(victim), (torch.random.get_rng_state(), np.random.get_state()[1].tolist())  # type: ignore[index]
+    first = scan(victim, data, seed=0)
+    assert same(before, weights(victim))
+    assert data == toy_data(60, labels=labels)
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index]
+    assert scan(victim, data, seed=0) == first
+    assert math.isfinite(first.score)
+    assert first.summary.endswith(".")
+    assert first.target_label is None or 0 <= first.target_label < labels
+
+
+@every_scanner
+def test_a_scanner_says_where_it_draws_the_line(name: str) -> None:
+    cls: Any = registry.load("scanner", name)
+    assert cls.suspicious <= cls.found
+    assert cls.blind_to
+    assert not cls.blind_to.endswith(".")
+
+
+@every_scanner
+def test_a_backdoored_toy_scores_higher_than_its_twin(name: str) -> None:
+    training = dataclasses.replace(LEARN, epochs=15, batch_size=16)
+    attack, victim, data = BadNets(training=training), toy_victim(), toy_data(300)
+    backdoor = attack(victim, data, seed=0)
+    twin, scan, clean = clean_twin(attack, victim, data, seed=0), make("scanner", name), toy_data(80, seed=5)
+    assert scan(backdoor.victim, clean, seed=0).score > scan(twin, clean, seed=0).score
+
+
+@every_scanner
+@pytest.mark.parametrize("text", ["wonderful", "wonderful " * 300], ids=["one word", "over-long"])
+def test_a_scanner_reads_texts_of_any_length(name: str, text: str) -> None:
+    data = TextDataset((text, "a dreadful film") * 40, (1, 0) * 40, ("negative", "positive"))
+    assert math.isfinite(make("scanner", name)(clean_victim(2), data, seed=0).score)
 
 
 # Filters

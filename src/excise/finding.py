@@ -1,0 +1,45 @@
+"""What a scanner found in one model: how suspicious it is, and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from excise.metrics import Rate
+
+__all__ = ["Finding", "FoundTrigger"]
+
+
+@dataclass(frozen=True)
+class FoundTrigger:
+    """Words that send texts to one label when they are inserted."""
+
+    words: tuple[str, ...]
+    """In the order in which they are inserted."""
+    target_label: int
+    flips: Rate
+    """Of texts with other labels that the model gets right, those that it answers `target_label` to once the words are in them."""
+    alike: tuple[str, ...] = ()
+    """Other words with the same effect, the strongest first."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Texts without and with the words, which the model answers differently."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one scanner on one model."""
+
+    score: float
+    """How suspicious the model is; higher is more. Scores of different scanners are not to be compared."""
+    summary: str
+    """The evidence in a sentence or two, with its numbers; no verdict."""
+    target_label: int | None = None
+    """The label that the evidence points at, if it points at one."""
+    triggers: tuple[FoundTrigger, ...] = ()
+    """Recovered triggers, the strongest first."""
+    heads: tuple[tuple[float, ...], ...] = ()
+    """For each layer, a number a head: how suspicious the head is."""
+    suspicious_heads: tuple[tuple[int, int], ...] = ()
+    """(layer, head), both from 0, the most suspicious first."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Other numbers by what they are, in the order to show them."""
