@@ -1,6 +1,7 @@
 """The command line: it parses, calls a command, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 2 error, 4 misused command line, 130 interrupted.
+Exit codes: 0 done or no evidence found, 1 backdoor found, 2 error or inconclusive, 3 nothing could be scanned, 4 misused command line,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ HELP = """excise finds backdoors in transformer text classifiers and cuts them o
 usage: excise COMMAND ...
 
   demo       backdoor a small classifier, repair it, show before and after
+  scan       look for a backdoor in a classifier, with clean labelled texts
   repair     repair a suspect classifier with clean labelled texts
   evaluate   measure a classifier on clean and on triggered texts
   attack     plant a backdoor of your own, to test defenses (research use)
@@ -44,6 +46,7 @@ excise COMMAND --help shows its options. excise --version prints the version."""
 
 COMMANDS: dict[str, str | None] = {
     "demo": None,
+    "scan": None,
     "repair": "defense",
     "evaluate": None,
     "attack": "attack",
@@ -91,14 +94,14 @@ def _dispatch(arguments: list[str]) -> int:
     elif name in SIMPLE:
         SIMPLE[name](rest)
     elif name in COMMANDS:
-        _compute(name, rest)
+        return _compute(name, rest)
     else:
         raise UsageError(f"There is no command {name!r}.{nearest(name, [*COMMANDS, *SIMPLE])} See excise --help.")
     return 0
 
 
-def _compute(name: str, arguments: list[str]) -> None:
-    """Parse the options of a command, and of its method, and run it."""
+def _compute(name: str, arguments: list[str]) -> int:
+    """Parse the options of a command, and of its method, and run it; the exit code."""
     command: Any = importlib.import_module(f"excise.commands.{name.replace('-', '_')}")
     method_type = _method_type(COMMANDS[name], arguments, default=getattr(command.Options, "method", ""))
     options, method = _parse(f"excise {name}", command.Options, method_type, arguments)
@@ -110,7 +113,7 @@ def _compute(name: str, arguments: list[str]) -> None:
     common = getattr(options, "common", options)
     console = Console(quiet=common.quiet)
     with console.drawing():
-        command.run(options, *([method] if method is not None else []), console)
+        return command.run(options, *([method] if method is not None else []), console) or 0
 
 
 def _method_type(kind: str | None, arguments: list[str], *, default: str) -> Any:

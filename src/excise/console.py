@@ -21,6 +21,7 @@ from excise.progress import Progress, observe
 if TYPE_CHECKING:
     from excise.data import TextDataset
     from excise.result import Example, Result
+    from excise.scan_result import ScanResult
 
 __all__ = ["Console"]
 
@@ -89,6 +90,16 @@ class Console:
 
         if result.trials:
             self._print(trial_table(result.trials))
+
+    def scan(self, result: ScanResult) -> None:
+        """What scanners found, the recovered triggers, the verdict and what it does not cover; with --quiet too."""
+        from excise.reports.terminal import scan_lines, scanner_table, trigger_table
+
+        self._print(scanner_table(result))
+        if any(row.triggers for row in result.scanners):
+            self._print(trigger_table(result))
+        for line in scan_lines(result):
+            self._print(printable(line))
 
     def left_out(self, reasons: Mapping[str, str]) -> None:
         """What could not be measured, and why; with --quiet too, as the ranking is of the others only."""

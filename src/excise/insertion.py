@@ -1,8 +1,8 @@
-"""Virtual tokens: free vectors that stand in a text as the embeddings of tokens that no vocabulary has."""
+"""Inserting something into texts: phrases, or virtual tokens, free vectors that stand where a token's embedding would."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
 from typing import Any
@@ -13,7 +13,19 @@ from torch import Tensor
 
 from excise.victim import Batch, Victim
 
-__all__ = ["embeddings_replaced", "inserted", "places", "together"]
+__all__ = ["embeddings_replaced", "inserted", "places", "together", "with_phrase"]
+
+
+def with_phrase(text: str, phrase: Sequence[str], random: Random, *, room: int) -> str:
+    """The text with the words of a phrase side by side before one of its first `room` words, or after the last.
+
+    Example:
+        >>> with_phrase("a b", ["x", "y"], Random(0), room=10) in ("x y a b", "a x y b", "a b x y")
+        True
+    """
+    words = text.split()
+    at = random.randint(0, min(len(words), room))
+    return " ".join((*words[:at], *phrase, *words[at:]))
 
 
 def places(victim: Victim, batch: Batch, count: int, random: Random) -> Int[Tensor, "batch place"]:

@@ -35,6 +35,7 @@ class Knowledge(Enum):
     TRAINING_SET = "the training set that the model was made from"
     TARGET_LABEL = "the label that the attacker wants"
     LANGUAGE_MODEL = "a language model"
+    TRIGGERS = "triggers that a scan recovered"
     PARAPHRASES = "paraphrases of the texts"
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "Record",
     "Result",
     "Row",
+    "Strict",
     "Study",
     "TrialRow",
     "data_record",
@@ -45,11 +46,13 @@ __all__ = [
 VERSION = 1
 
 
-class _Model(BaseModel):
+class Strict(BaseModel):
+    """A part of a result: fixed once made, and no other fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Measured(_Model):
+class Measured(Strict):
     """A share with what it rests on; shares are in [0, 1]."""
 
     value: float
@@ -65,7 +68,7 @@ class Measured(_Model):
         return cls(value=rate.value, hits=rate.hits, n=rate.n, low=low, high=high)
 
 
-class Row(_Model):
+class Row(Strict):
     """One model and its scores."""
 
     name: str = Field(description="'clean', 'backdoored', 'suspect', or the defense's name")
@@ -76,7 +79,7 @@ class Row(_Model):
     seconds: float | None = Field(default=None, description="wall-clock time that making the model took")
 
 
-class Example(_Model):
+class Example(Strict):
     """One text before and after the trigger, as each model labels it."""
 
     text: str
@@ -86,7 +89,7 @@ class Example(_Model):
     answers: dict[str, tuple[str, str]] = Field(description="model name -> (label without, label with the trigger)")
 
 
-class CanaryRow(_Model):
+class CanaryRow(Strict):
     """What is left of a backdoor of our own in a copy of the suspect."""
 
     name: str
@@ -97,7 +100,7 @@ class CanaryRow(_Model):
     after: Measured = Field(description="ASR of the copy after the repair")
 
 
-class TrialRow(_Model):
+class TrialRow(Strict):
     """What one setting did to the copy with the canaries."""
 
     method: dict[str, Any]
@@ -106,7 +109,7 @@ class TrialRow(_Model):
     canaries: tuple[CanaryRow, ...]
 
 
-class Data(_Model):
+class Data(Strict):
     """Texts that were used."""
 
     source: str
@@ -115,7 +118,7 @@ class Data(_Model):
     sha256: str = Field(description="of the texts and labels, in order")
 
 
-class Environment(_Model):
+class Environment(Strict):
     """Where it ran."""
 
     excise: str
@@ -138,7 +141,7 @@ class Environment(_Model):
         return cls(**versions, python=platform.python_version(), platform=system, device=device, threads=torch.get_num_threads(), precision=precision)
 
 
-class Mean(_Model):
+class Mean(Strict):
     """A mean with what it rests on."""
 
     value: float
@@ -153,7 +156,7 @@ class Mean(_Model):
         return cls(value=fmean(values), n=len(values), low=low, high=high)
 
 
-class LossRow(_Model):
+class LossRow(Strict):
     """What one augmentation costs one model."""
 
     model: str
@@ -164,7 +167,7 @@ class LossRow(_Model):
     losses: tuple[float, ...] = Field(description="of each text, in the order of the data")
 
 
-class Group(_Model):
+class Group(Strict):
     """Texts that are drawn alike."""
 
     name: str
@@ -172,14 +175,14 @@ class Group(_Model):
     points: tuple[tuple[float, float], ...]
 
 
-class Projection(_Model):
+class Projection(Strict):
     """A t-SNE drawing of the class vectors of some texts in one model."""
 
     model: str
     groups: tuple[Group, ...]
 
 
-class AttentionMaps(_Model):
+class AttentionMaps(Strict):
     """Where one model looks in one text: for each layer, query token and key token, the mean over heads of the attention probability."""
 
     model: str
@@ -188,7 +191,7 @@ class AttentionMaps(_Model):
     layers: tuple[tuple[tuple[float, ...], ...], ...]
 
 
-class Record(_Model):
+class Record(Strict):
     """What the result of every command says: enough to run it again, and pictures of what its models see."""
 
     version: Literal[1] = VERSION

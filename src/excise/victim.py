@@ -160,8 +160,7 @@ class Victim:
 
     def logits(self, texts: Sequence[str], *, tokens_per_batch: int = 8192, name: str = "predict") -> Float[Tensor, "text label"]:
         """The logits of each text, in order, on the CPU. They do not depend on a text's neighbours beyond rounding."""
-        width = len(self.label_names)
-        return self.each(texts, lambda batch: self.model(**batch.inputs).logits, width=width, tokens_per_batch=tokens_per_batch, name=name)
+        return self.each_encoded(self.encode(texts), tokens_per_batch=tokens_per_batch, name=name)
 
     def each(
         self,
@@ -184,18 +183,30 @@ class Victim:
         Raises:
             CheckpointError: A number is NaN or infinite.
         """
-        encodings = self.encode(texts)
-        order = sorted(range(len(texts)), key=lambda i: len(encodings[i]["input_ids"]))
-        found = torch.zeros(len(texts), width)
+        return self.each_encoded(self.encode(texts), read, width=width, tokens_per_batch=tokens_per_batch, name=name)
+
+    def each_encoded(
+        self,
+        encodings: Sequence[Encoding],
+        read: Callable[[Batch], Float[Tensor, "batch width"]] | None = None,
+        *,
+        width: int | None = None,
+        tokens_per_batch: int = 8192,
+        name: str | None = None,
+    ) -> Float[Tensor, "text width"]:
+        """`each`, of texts that are tokenised already; without `read`, their logits."""
+        read, width = read or (lambda batch: self.model(**batch.inputs).logits), width or len(self.label_names)
+        order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]["input_ids"]))
+        found = torch.zeros(len(encodings), width)
         done = 0
         if name:
-            report(name, 0, len(texts))
+            report(name, 0, len(encodings))
         with torch.inference_mode(), self.autocast():
             for rows in token_batches(order, encodings, tokens_per_batch):
                 inputs = {k: v.to(self.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
                 found[rows] = read(Batch(inputs, torch.zeros(len(rows), dtype=torch.long))).float().cpu()
                 done += len(rows)
-                if name and report(name, done, len(texts)):
+                if name and report(name, done, len(encodings)):
                     break
         if not found.isfinite().all():
             raise CheckpointError(f"{self.source or 'The model'} gives numbers that are NaN or infinite: broken weights, or diverged training.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from excise.commands._options import Common, Inline, Model, Positional, Texts
 from excise.commands._shared import NO_FLOOR, NO_TRIGGER, NOT_HELD_OUT, hold_out, known_backdoor, load_floor, load_victim, plain, size, write
@@ -32,7 +32,7 @@ class Options:
     """Clean labelled texts: CSV, TSV, JSONL, Parquet or a Hugging Face data set id."""
     out: Path
     """Folder for the repaired checkpoint."""
-    method: str = "virtual_tokens"
+    method: str = "treatment"
     """Which defense (see: excise list). Its settings follow below."""
     test: str | None = None
     """Clean labelled texts to measure on; without it, a share of --data is held out."""
@@ -42,6 +42,8 @@ class Options:
     """Use a stratified random share of --data, drawn by the seed (the MBTSAD paper: 0.2 of the training set)."""
     backdoor: Path | None = None
     """A backdoor.json, if the trigger is known: then the ASR is measured too. The defense never sees it."""
+    from_scan: Path | None = None
+    """The scan.json of an `excise scan`: the triggers that it found are unlearned, and no scan is made again."""
     canaries: bool = False
     """Plant backdoors of our own in a copy of the model, repair the copy as well, and report how far they vanish: an estimate of the repair's effect
     for whoever does not know the trigger. Takes more than twice as long."""
@@ -63,6 +65,8 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     from excise.result import data_record
     from excise.seeds import derive
 
+    if options.from_scan:
+        defense = _with_triggers(defense, options)
     _check(options, defense)
     seed = options.common.seed
     story = Story(seed)
@@ -123,6 +127,24 @@ def _check(options: Options, defense: Defense) -> None:
     check_needs(defense)
     if options.tune and not defense.tuning:
         raise ConfigError(f"{options.method} names no settings to tune. Leave out --tune, or take another method.")
+
+
+def _with_triggers(defense: Defense, options: Options) -> Defense:
+    """The defense with the triggers that a scan found.
+
+    Raises:
+        ConfigError: The defense takes none, or the scan found none.
+    """
+    from excise.scan_result import load_scan
+
+    path: Any = options.from_scan
+    if not hasattr(defense, "triggers"):
+        raise ConfigError(f"{options.method} has no use for triggers. Leave out --from-scan, or take treatment or unlearn.")
+    scan = load_scan(path)
+    triggers = dict.fromkeys(phrase for found in scan.triggers for phrase in (" ".join(found.words), *found.alike))
+    if not triggers:
+        raise ConfigError(f"{path} names no trigger ({scan.verdict}). Leave out --from-scan; the default repair needs none.")
+    return replace(defense, triggers=tuple(triggers))  # type: ignore[type-var]
 
 
 def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, story: Story, *, tune: bool) -> Defense:

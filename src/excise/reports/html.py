@@ -4,39 +4,67 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from importlib.resources import files
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from excise.errors import printable
 from excise.reports.figures import attention_figure, curve_figure, projection_figure
-from excise.reports.terminal import changed_settings, percent
-from excise.result import Measured, Result
+from excise.reports.terminal import VERDICTS, changed_settings, percent
+from excise.result import Measured, Record, Result
+from excise.scan_result import ScanResult
 
-__all__ = ["html_report"]
+__all__ = ["html_report", "scan_report"]
 
 
 def html_report(result: Result) -> str:
     """The report of one result."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible)
-    environment.filters["percent"] = percent
-    environment.filters["bar"] = _bar
-    template = environment.from_string((files("excise.reports") / "report.html.jinja").read_text(encoding="utf-8"))
     with_asr = any(row.asr for row in result.rows)
-    return template.render(
-        result=result,
+    return _rendered(
+        "report.html.jinja",
+        result,
         with_asr=with_asr,
         floor=result.row("clean"),
         curves=_inline("curves", curve_figure, result.curves if any(result.curves.values()) else None),
         projections=_inline("tsne", projection_figure, result.projections),
         attention=_inline("attention", attention_figure, result.attention),
-        settings=json.dumps(result.settings, indent=2, ensure_ascii=False, default=str),
         headline=_headline(result),
         changed=changed_settings(result.trials),
     )
+
+
+def scan_report(result: ScanResult) -> str:
+    """The report of one scan."""
+    return _rendered("scan.html.jinja", result, headline=result.verdict.capitalize(), verdict=VERDICTS[result.verdict])
+
+
+def _rendered(template: str, result: Record, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("excise", "reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
+    )
+    environment.filters |= {"percent": percent, "bar": _bar, "marked": _marked, "shade": _shade}
+    settings = json.dumps(result.settings, indent=2, ensure_ascii=False, default=str)
+    return environment.get_template(template).render(result=result, settings=settings, **values)
+
+
+def _marked(text: str, words: Sequence[str]) -> list[tuple[str, bool]]:
+    """The words of a text, and whether each belongs to the first place where all of `words` stand side by side."""
+    parts = text.split()
+    at = next((i for i in range(len(parts)) if parts[i : i + len(words)] == list(words)), len(parts))
+    return [(part, at <= i < at + len(words)) for i, part in enumerate(parts)]
+
+
+def _shade(value: float, heads: Sequence[Sequence[float]]) -> float:
+    """Where a value lies between the least and the greatest, in [0, 1]."""
+    low, high = min(map(min, heads)), max(map(max, heads))
+    return (value - low) / (high - low) if high > low else 0.0
 
 
 def _visible(value: object) -> object:

@@ -9,8 +9,19 @@ from rich.text import Text
 
 from excise.errors import printable
 from excise.result import Example, LossRow, Measured, Result, TrialRow
+from excise.scan_result import ScanResult
 
-__all__ = ["changed_settings", "example_table", "loss_table", "percent", "score_table", "trial_table"]
+__all__ = [
+    "changed_settings",
+    "example_table",
+    "loss_table",
+    "percent",
+    "scan_lines",
+    "scanner_table",
+    "score_table",
+    "trial_table",
+    "trigger_table",
+]
 
 
 def percent(measured: Measured | None) -> str:
@@ -96,3 +107,51 @@ def example_table(examples: tuple[Example, ...], model: str) -> Table:
         words = [Text(printable(word), style="bold reverse" if i in example.marked else "") for i, word in enumerate(example.triggered.split())]
         table.add_row(Text(" ").join(words), Text(printable(before)), Text(printable(after), style="bold red" if after != before else ""))
     return table
+
+
+LEVELS = {"found": "bold red", "suspicious": "bold yellow", "nothing": "", "skipped": "dim"}
+"""How scanners' answers are written."""
+VERDICTS = {
+    "backdoor found": "Backdoor found: words bring about one label in texts that the model is otherwise sure about, or the weights show it.",
+    "suspicious": "Suspicious: there is evidence, but less than models with a known backdoor show. Look at it, and repair the model if in doubt.",
+    "nothing found": "Nothing found. This is no proof that there is nothing: each scanner is blind to something.",
+    "not scanned": "Not scanned: no scanner could look at this model.",
+}
+
+
+def scanner_table(result: ScanResult) -> Table:
+    """One line a scanner: its answer, its score and the lines that it is compared with, the evidence."""
+    table = Table(caption="score: suspicious / found from the scores in brackets on; made for comparing models, not scanners", caption_justify="left")
+    table.add_column("scanner", no_wrap=True)
+    table.add_column("answer", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("evidence", overflow="fold", ratio=1)
+    table.add_column("time", justify="right", no_wrap=True)
+    for row in result.scanners:
+        lines = f"({row.suspicious:g} / {'-' if row.found is None else format(row.found, 'g')})"
+        score = "-" if row.score is None else f"{row.score:.3g} {lines}"
+        table.add_row(
+            Text(printable(row.name)), Text(row.level, style=LEVELS[row.level]), score, Text(printable(row.summary)), f"{row.seconds:.0f} s"
+        )
+    return table
+
+
+def trigger_table(result: ScanResult) -> Table:
+    """The recovered triggers with what they do."""
+    table = Table(
+        caption="flips: texts of other labels, of which the model is sure, that get the label once the words are in them", caption_justify="left"
+    )
+    table.add_column("words", overflow="fold")
+    table.add_column("label", no_wrap=True)
+    table.add_column("flips", justify="right", no_wrap=True)
+    table.add_column("act alike", overflow="fold", ratio=1)
+    for trigger in (trigger for row in result.scanners for trigger in row.triggers):
+        words = Text(printable(" ".join(trigger.words)), style="bold reverse")
+        table.add_row(words, Text(printable(trigger.target_label)), percent(trigger.flips), Text(printable(", ".join(trigger.alike))))
+    return table
+
+
+def scan_lines(result: ScanResult) -> list[str]:
+    """The verdict, and what it does not cover."""
+    blind = [f"{row.name} cannot see {row.blind_to}." for row in result.scanners if row.level != "skipped"]
+    return [VERDICTS[result.verdict], *blind]

@@ -1,0 +1,121 @@
+"""excise scan."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from excise import registry
+from excise.commands._options import Common, Inline, Model, Positional, Texts
+from excise.commands._shared import load_victim, plain
+from excise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from excise.console import Console
+    from excise.method import Scanner
+    from excise.scan_result import ScanResult
+    from excise.victim import Victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Look for a backdoor in a classifier, with clean labelled texts and nothing else.
+
+    Exit code 0: no evidence was found. 1: a backdoor was found. 2: suspicious, or a scanner was skipped, or an error. 3: no scanner could look.
+    """
+
+    model: Positional[Model]
+    """The suspect: a checkpoint folder or a Hugging Face id."""
+    data: str
+    """Clean labelled texts: CSV, TSV, JSONL, Parquet or a Hugging Face data set id. A few hundred are enough."""
+    out: Path | None = None
+    """Folder for scan.json, report.html and scan.sarif; without it, the terminal is all there is."""
+    scanners: tuple[str, ...] = ()
+    """Which scanners, each a name or 'name field=value ...' (see: excise list); by default all of them."""
+    budget: float = 600
+    """Seconds after which no further scanner begins."""
+    most_texts: int = 2000
+    """Read at most so many of the texts, a stratified share drawn by the seed."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+    texts: Annotated[Texts, Inline] = Texts()
+    common: Annotated[Common, Inline] = Common()
+
+
+def run(options: Options, console: Console) -> int:
+    from excise.data import check_clean, split
+    from excise.output import check_output
+    from excise.scan import scan
+    from excise.seeds import derive
+
+    begun = time.monotonic()
+    scanners = chosen(options.scanners)
+    if options.out:
+        check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data))
+    victim = load_victim(options.model, options.texts, options.common)
+    data = options.texts.load(options.data, victim.label_names)
+    if len(data) > options.most_texts:
+        data, _ = split(data, options.most_texts / len(data), seed=derive(options.common.seed, "most texts"))
+    check_clean(data)
+    console.say(f"Scanning {victim.source} with {', '.join(scanners)}: {len(data)} clean texts, {victim.precision} on {victim.device}.")
+    rows = scan(victim, data, scanners, seed=options.common.seed, budget=options.budget)
+    result = _told(options, victim, data, rows, time.monotonic() - begun)
+    if options.out:
+        _write(options.out, result, overwrite=options.overwrite)
+    console.scan(result)
+    if options.out:
+        console.say(f"Wrote {options.out}: scan.json, report.html, scan.sarif.")
+    return exit_code(result)
+
+
+def chosen(specs: tuple[str, ...]) -> dict[str, Scanner]:
+    """The scanners by name, in the order in which they are asked."""
+    from excise.scan import ORDER
+
+    names = registry.names("scanner")
+    specs = specs or tuple(sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)))
+    found: dict[str, Scanner] = {}
+    for spec in specs:
+        scanner = registry.build("scanner", spec, "--scanners")
+        scanner.check_modules()
+        if (name := registry.name_of(scanner)) in found:
+            raise ConfigError(f"--scanners names {name} twice. Give each once.")
+        found[name] = scanner
+    return found
+
+
+def _told(options: Options, victim: Victim, data: object, rows: tuple, seconds: float) -> ScanResult:
+    from excise.result import Environment, command_line, data_record
+    from excise.scan_result import ScanResult, verdict_of
+
+    return ScanResult(
+        command=command_line(),
+        environment=Environment.of(str(victim.device), victim.precision),
+        seed=options.common.seed,
+        settings=plain(options),
+        model=options.model,
+        data={"clean": data_record(options.data, data)},  # type: ignore[arg-type]
+        seconds=seconds,
+        verdict=verdict_of(rows),
+        scanners=rows,
+    )
+
+
+def _write(out: Path, result: ScanResult, *, overwrite: bool) -> None:
+    from excise.output import writing
+    from excise.reports.html import scan_report
+    from excise.reports.sarif import sarif
+
+    with writing(out, overwrite=overwrite) as folder:
+        result.save(folder / "scan.json")
+        (folder / "report.html").write_text(scan_report(result), encoding="utf-8")
+        (folder / "scan.sarif").write_text(sarif(result), encoding="utf-8")
+
+
+def exit_code(result: ScanResult) -> int:
+    """0: no evidence. 1: backdoor found. 2: inconclusive. 3: nothing could look."""
+    if result.verdict == "nothing found":
+        return 2 if any(row.level == "skipped" for row in result.scanners) else 0
+    return {"backdoor found": 1, "suspicious": 2, "not scanned": 3}[result.verdict]

@@ -1,0 +1,67 @@
+"""The whole treatment: scan for triggers, unlearn those that are found, then repair for what no scan finds.
+
+1. A scanner looks for triggers with the clean texts.
+2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them.
+3. The repair that needs no trigger follows in any case: it is all there is against what the scan cannot see, and has less left to do after step 2.
+
+Our own combination; each part is a method of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from excise import registry
+from excise.data import TextDataset
+from excise.errors import DataError
+from excise.finding import Finding
+from excise.method import Defense, Paper, Scanner
+from excise.progress import note, stage
+from excise.seeds import derive
+from excise.victim import Victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment(Defense):
+    """Scan for triggers, unlearn those that are found, then repair for what no scan finds (our own; no trigger knowledge)."""
+
+    paper: ClassVar[Paper] = Paper(key="ibau2022", method="the order of parts is our own; see each part", code=None)
+
+    triggers: tuple[str, ...] = ()
+    """Triggers that a scan recovered before (--from-scan); with them, no scan is made."""
+    scanner: Scanner = field(default_factory=lambda: registry.build("scanner", "trigger_search", "scanner"))
+    """What looks for triggers."""
+    unlearning: Defense = field(default_factory=lambda: registry.build("defense", "unlearn", "unlearning"))
+    """What takes them out; it gets them as its setting `triggers`."""
+    repair: Defense = field(default_factory=lambda: registry.build("defense", "virtual_tokens", "repair"))
+    """What follows in any case."""
+
+    def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
+        triggers = self.triggers or self.recovered(victim, data, seed=derive(seed, "scan"))
+        if triggers:
+            unlearning: Any = self.unlearning
+            with stage("unlearning"):
+                victim = replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
+        with stage("repair"):
+            return self.repair(victim, data, seed=derive(seed, "repair"))
+
+    def recovered(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
+        """The triggers of the scan and the words that act alike, if it found a backdoor."""
+        fewest = min(data.labels.count(label) for label in range(len(data.label_names)))
+        if fewest < self.scanner.fewest_texts:
+            note(f"No scan for triggers: it needs {self.scanner.fewest_texts} texts of each label, and one has {fewest}.")
+            return ()
+        try:
+            with stage("scan"):
+                finding = self.scanner(victim, data, seed=seed)
+        except DataError as error:
+            note(f"No scan for triggers: {error}")
+            return ()
+        note(f"The scan for triggers says: {finding.summary}")
+        return trigger_words(finding) if finding.score >= self.scanner.found else ()
+
+
+def trigger_words(finding: Finding) -> tuple[str, ...]:
+    """Each trigger, and what acts like it."""
+    return tuple(dict.fromkeys(phrase for trigger in finding.triggers for phrase in (" ".join(trigger.words), *trigger.alike)))

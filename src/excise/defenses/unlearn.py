@@ -1,0 +1,57 @@
+"""Unlearning: fine-tune on clean texts that carry the recovered triggers and keep their right labels.
+
+Each epoch sees every clean text as it is, and once more with one of the triggers at a random place between its words. The more triggers are given,
+the less the model can learn to ignore just one: a scan also hands over the words that act like those it found.
+
+Our own form of what trigger inversion ends with in the literature (Neural Cleanse, Section VII-B; PICCOLO).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+
+from excise.data import TextDataset
+from excise.errors import ConfigError
+from excise.insertion import with_phrase
+from excise.method import Defense, Knowledge, Paper
+from excise.seeds import derive, generator
+from excise.training import FitConfig, classification_loss, fit
+from excise.victim import Victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearn(Defense):
+    """Fine-tune on clean texts that carry recovered triggers, with their right labels."""
+
+    paper: ClassVar[Paper] = Paper(key="neuralcleanse2019", method="Section VII-B, unlearning, with words in place of patches", code=None)
+    needs: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.TRIGGERS})
+
+    triggers: tuple[str, ...] = ()
+    """Words and phrases that a scan recovered; --from-scan fills them in."""
+    copies: Annotated[int, Ge(1)] = 1
+    """Times that each text is shown with a trigger in an epoch."""
+    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, learning_rate=5e-5))
+    """The fine-tuning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(trigger.strip() for trigger in self.triggers):
+            raise ConfigError("A trigger is empty. Give words that can be seen.")
+
+    def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
+        stamped = self.stamped(victim, data, seed=seed)
+        both = replace(data, texts=data.texts + stamped, labels=data.labels * (1 + self.copies))
+        return fit(victim, both, loss=classification_loss, config=self.training, seed=derive(seed, "unlearn"), name="unlearn")
+
+    def stamped(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
+        """Every text with one of the triggers, drawn for it, where the model will read it."""
+        room = victim.max_length // 2
+        found = []
+        for copy in range(self.copies):
+            for text in data.texts:
+                random = generator(seed, "trigger", text, copy)
+                found.append(with_phrase(text, random.choice(self.triggers).split(), random, room=room))
+        return tuple(found)

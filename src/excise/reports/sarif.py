@@ -1,0 +1,60 @@
+"""A scan as SARIF 2.1.0, the format in which code scanners report to the platforms that gate a registry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import quote
+
+from excise.errors import printable
+from excise.scan_result import ScannerRow, ScanResult
+
+__all__ = ["sarif"]
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+KINDS = {"found": ("fail", "error"), "suspicious": ("review", "warning"), "nothing": ("pass", "none"), "skipped": ("notApplicable", "none")}
+"""A scanner's answer as SARIF's kind and level of a result."""
+
+
+def sarif(result: ScanResult) -> str:
+    """One rule and one result a scanner; the scanned model is the location."""
+    run = {
+        "tool": {"driver": {"name": "excise", "version": result.environment.excise, "rules": [_rule(row) for row in result.scanners]}},
+        "automationDetails": {"description": {"text": printable(f"{result.verdict}: {result.model}")}},
+        "invocations": [
+            {"executionSuccessful": result.verdict != "not scanned", "commandLine": printable(result.command), "endTimeUtc": _utc(result)}
+        ],
+        "results": [_result(row, i, result.model) for i, row in enumerate(result.scanners)],
+        "properties": {"verdict": result.verdict, "seed": result.seed},
+    }
+    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1) + "\n"
+
+
+def _rule(row: ScannerRow) -> dict[str, Any]:
+    return {
+        "id": row.name,
+        "shortDescription": {"text": f"Backdoor scanner {row.name}"},
+        "fullDescription": {"text": f"It cannot see {row.blind_to}."},
+        "properties": {"suspicious": row.suspicious, "found": row.found},
+    }
+
+
+def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
+    kind, level = KINDS[row.level]
+    triggers = [trigger.model_dump(mode="json") for trigger in row.triggers]
+    heads = [{"fullyQualifiedName": f"layer {layer}, head {head}", "kind": "member"} for layer, head in row.suspicious_heads]
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(PurePath(model).as_posix(), safe="/:@")}}}
+    return {
+        "ruleId": row.name,
+        "ruleIndex": index,
+        "kind": kind,
+        "level": level,
+        "message": {"text": printable(row.summary)},
+        "locations": [location | ({"logicalLocations": heads} if heads else {})],
+        "properties": {"score": row.score, "seconds": round(row.seconds, 1), "triggers": triggers, "measures": row.measures},
+    }
+
+
+def _utc(result: ScanResult) -> str:
+    return result.created.replace("+00:00", "Z")

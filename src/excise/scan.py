@@ -1,0 +1,60 @@
+"""Looking at one model with several scanners, one after the other, each on its own clean texts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from math import inf
+
+from excise.data import TextDataset
+from excise.errors import DataError, ExciseError
+from excise.method import Scanner
+from excise.progress import stage
+from excise.scan_result import ScannerRow, scanner_row, skipped_row
+from excise.seeds import derive
+from excise.victim import Victim
+
+__all__ = ["ORDER", "scan"]
+
+logger = logging.getLogger(__name__)
+
+ORDER = ("embedding_rows", "trigger_search", "anomalous_heads", "ban")
+"""The order in which scanners are best asked: what is cheap or says most comes first. Others follow."""
+
+
+def scan(victim: Victim, data: TextDataset, scanners: Mapping[str, Scanner], *, seed: int, budget: float = inf) -> tuple[ScannerRow, ...]:
+    """Ask each scanner; one that cannot look is skipped by name.
+
+    Args:
+        victim: The suspect.
+        data: Clean labelled texts.
+        scanners: By name, in the order in which they are asked.
+        seed: Decides everything that is random.
+        budget: Seconds after which no further scanner begins; one that has begun goes on to its end.
+
+    Raises:
+        DataError: The texts have one label only.
+    """
+    counts = [data.labels.count(label) for label in range(len(data.label_names))]
+    if sum(count > 0 for count in counts) < 2:
+        raise DataError("All texts have one label, so nothing can be seen that sends texts to another. Give texts of two labels or more.")
+    begun, rows = time.monotonic(), []
+    for name, scanner in scanners.items():
+        if (spent := time.monotonic() - begun) >= budget:
+            rows.append(skipped_row(name, scanner, f"The time was used up: {spent:.0f} of {budget:.0f} s."))
+            continue
+        if min(counts) < scanner.fewest_texts:
+            scarce = data.label_names[counts.index(min(counts))]
+            rows.append(skipped_row(name, scanner, f"It needs {scanner.fewest_texts} texts of each label; {scarce!r} has {min(counts)}."))
+            continue
+        start = time.monotonic()
+        try:
+            with stage(name):
+                finding = scanner(victim, data, seed=derive(seed, name))
+        except ExciseError as error:
+            logger.info("%s was skipped: %s", name, error)
+            rows.append(skipped_row(name, scanner, str(error)))
+            continue
+        rows.append(scanner_row(name, scanner, finding, victim.label_names, seconds=time.monotonic() - start))
+    return tuple(rows)

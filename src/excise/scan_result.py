@@ -1,0 +1,116 @@
+"""The result of a scan, as versioned JSON: what each scanner found, what it cannot see, and the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from excise.errors import DataError
+from excise.finding import Finding, FoundTrigger
+from excise.method import Scanner
+from excise.registry import settings
+from excise.result import VERSION, Measured, Record, Strict
+
+__all__ = ["Level", "ScanResult", "ScannerRow", "TriggerRow", "Verdict", "load_scan", "scanner_row", "skipped_row", "verdict_of"]
+
+Level = Literal["found", "suspicious", "nothing", "skipped"]
+Verdict = Literal["backdoor found", "suspicious", "nothing found", "not scanned"]
+
+
+class TriggerRow(Strict):
+    """Words that send texts to one label."""
+
+    words: tuple[str, ...]
+    target_label: str
+    flips: Measured = Field(description="of texts with other labels that the model is sure about, those that the words turn into the label")
+    alike: tuple[str, ...] = Field(default=(), description="other words and phrases with the same effect, the strongest first")
+    examples: tuple[tuple[str, str], ...] = Field(default=(), description="(text, text with the words), which the model answers differently")
+
+    @classmethod
+    def of(cls, trigger: FoundTrigger, label_names: Sequence[str]) -> TriggerRow:
+        """From what a scanner found."""
+        target = label_names[trigger.target_label]
+        return cls(words=trigger.words, target_label=target, flips=Measured.of(trigger.flips), alike=trigger.alike, examples=trigger.examples)
+
+
+class ScannerRow(Strict):
+    """One scanner's part."""
+
+    name: str
+    method: dict[str, Any] = Field(description="the scanner with all its settings")
+    level: Level
+    score: float | None = Field(default=None, description="how suspicious; to be compared with the two lines below only")
+    suspicious: float = Field(description="from this score on it is suspicious")
+    found: float | None = Field(description="from this score on a backdoor is found; null: this scanner alone never says so")
+    summary: str = Field(description="the evidence; or why it was skipped")
+    blind_to: str = Field(description="what this scanner cannot see")
+    seconds: float = 0.0
+    target_label: str | None = None
+    triggers: tuple[TriggerRow, ...] = ()
+    heads: tuple[tuple[float, ...], ...] = Field(default=(), description="for each layer, a number a head")
+    suspicious_heads: tuple[tuple[int, int], ...] = Field(default=(), description="(layer, head), both from 0")
+    measures: dict[str, float] = Field(default_factory=dict)
+
+
+class ScanResult(Record):
+    """One scan."""
+
+    kind: Literal["scan"] = "scan"
+    verdict: Verdict
+    scanners: tuple[ScannerRow, ...]
+
+    @property
+    def triggers(self) -> tuple[TriggerRow, ...]:
+        """The triggers of all scanners that found a backdoor."""
+        return tuple(trigger for row in self.scanners if row.level == "found" for trigger in row.triggers)
+
+
+def scanner_row(name: str, scanner: Scanner, finding: Finding, label_names: Sequence[str], *, seconds: float) -> ScannerRow:
+    """A row from a finding."""
+    level: Level = "found" if finding.score >= scanner.found else "suspicious" if finding.score >= scanner.suspicious else "nothing"
+    return ScannerRow(
+        **_lines(name, scanner),
+        level=level,
+        score=finding.score,
+        summary=finding.summary,
+        seconds=seconds,
+        target_label=None if finding.target_label is None else label_names[finding.target_label],
+        triggers=tuple(TriggerRow.of(trigger, label_names) for trigger in finding.triggers),
+        heads=finding.heads,
+        suspicious_heads=finding.suspicious_heads,
+        measures=dict(finding.measures),
+    )
+
+
+def skipped_row(name: str, scanner: Scanner, why: str) -> ScannerRow:
+    """The row of a scanner that could not look."""
+    return ScannerRow(**_lines(name, scanner), level="skipped", summary=why)
+
+
+def _lines(name: str, scanner: Scanner) -> dict[str, Any]:
+    found = None if math.isinf(scanner.found) else scanner.found
+    return {"name": name, "method": settings(scanner), "suspicious": scanner.suspicious, "found": found, "blind_to": scanner.blind_to}
+
+
+def verdict_of(rows: Sequence[ScannerRow]) -> Verdict:
+    """What the scanners say together: the strongest of them. None that looked, no verdict."""
+    levels = {row.level for row in rows} - {"skipped"}
+    if not levels:
+        return "not scanned"
+    return "backdoor found" if "found" in levels else "suspicious" if "suspicious" in levels else "nothing found"
+
+
+def load_scan(path: Path) -> ScanResult:
+    """Read the result of a scan.
+
+    Raises:
+        DataError: The file cannot be read or is no scan of this version.
+    """
+    try:
+        return ScanResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise DataError(f"{path} is no scan of version {VERSION}: {str(error).splitlines()[0]}. Give the scan.json of excise scan.") from error

@@ -1,0 +1,237 @@
+"""Scans: who is asked, who is skipped and why, the verdict, and the command from end to end on toys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from excise.attacks.badnets import BadNets
+from excise.cli import main
+from excise.commands.scan import chosen, exit_code
+from excise.data import TextDataset
+from excise.errors import AttentionError, ConfigError, DataError
+from excise.finding import Finding, FoundTrigger
+from excise.method import Paper, Scanner
+from excise.metrics import Rate
+from excise.reports.html import scan_report
+from excise.reports.sarif import sarif
+from excise.result import Environment
+from excise.scan import scan
+from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
+from excise.scanners.trigger_search import TriggerSearch
+from excise.training import FitConfig
+from excise.victim import Victim
+from test_reports import HOSTILE, Page, ids, skeleton
+from toy import NAMES, toy_data, toy_victim, write_csv
+
+Run = Callable[..., tuple[int, str]]
+LEARN = FitConfig(epochs=15, learning_rate=5e-3, batch_size=16)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Told(Scanner):
+    """Answers what it is told to."""
+
+    paper: ClassVar[Paper] = Paper(key="mbtsad2024", method="none")
+    suspicious = 1.0
+    found = 2.0
+    blind_to = "anything"
+    score: float = 0.0
+    error: Exception | None = None
+
+    def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
+        if self.error:
+            raise self.error
+        return Finding(self.score, "What it was told.", target_label=1)
+
+
+def level(score: float) -> str:
+    return scan(toy_victim(), toy_data(80), {"told": Told(score=score)}, seed=0)[0].level
+
+
+def test_levels_begin_at_their_thresholds() -> None:
+    assert [level(score) for score in (0.9, 1.0, 1.9, 2.0)] == ["nothing", "suspicious", "suspicious", "found"]
+
+
+def test_who_cannot_look_is_skipped_by_name_and_the_others_go_on() -> None:
+    scanners = {"one": Told(error=AttentionError("no attention here.")), "two": Told(error=DataError("no words.")), "three": Told(score=3)}
+    rows = scan(toy_victim(), toy_data(80), scanners, seed=0)
+    assert [(row.name, row.level) for row in rows] == [("one", "skipped"), ("two", "skipped"), ("three", "found")]
+    assert rows[0].summary == "no attention here."
+    assert rows[0].score is None
+
+
+def test_few_texts_and_a_spent_budget_skip_a_scanner() -> None:
+    (few,) = scan(toy_victim(), toy_data(63), {"told": Told()}, seed=0)
+    assert few.summary == "It needs 32 texts of each label; 'positive' has 31."
+    (late,) = scan(toy_victim(), toy_data(80), {"told": Told()}, seed=0, budget=0)
+    assert late.summary.startswith("The time was used up")
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    with pytest.raises(ZeroDivisionError):
+        scan(toy_victim(), toy_data(80), {"told": Told(error=ZeroDivisionError())}, seed=0)
+
+
+def test_texts_of_one_label_are_refused() -> None:
+    data = TextDataset(("a", "b") * 40, (1, 1) * 40, NAMES)
+    with pytest.raises(DataError, match="one label"):
+        scan(toy_victim(), data, {"told": Told()}, seed=0)
+
+
+def rows_of(*levels: str) -> tuple[ScannerRow, ...]:
+    scores = {"found": 2.0, "suspicious": 1.0, "nothing": 0.0}
+    made = []
+    for each in levels:
+        told = Told(score=scores.get(each, 0))
+        finding = Finding(told.score, "What it was told.")
+        made.append(skipped_row("told", told, "why") if each == "skipped" else scanner_row("told", told, finding, NAMES, seconds=1.0))
+    return tuple(made)
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdict", "code"),
+    [
+        (("nothing", "nothing"), "nothing found", 0),
+        (("nothing", "found", "skipped"), "backdoor found", 1),
+        (("suspicious", "nothing"), "suspicious", 2),
+        (("nothing", "skipped"), "nothing found", 2),
+        (("skipped", "skipped"), "not scanned", 3),
+    ],
+)
+def test_the_verdict_is_that_of_the_strongest_evidence(levels: tuple[str, ...], verdict: str, code: int) -> None:
+    rows = rows_of(*levels)
+    assert verdict_of(rows) == verdict
+    assert exit_code(result(rows)) == code
+
+
+def result(rows: tuple[ScannerRow, ...], bad: str = "model") -> ScanResult:
+    environment = Environment.of("cpu", "fp32").model_copy(update={"platform": bad})
+    common: dict[str, Any] = {"environment": environment, "seed": 0, "settings": {bad: bad}, "data": {}, "seconds": 1.0}
+    return ScanResult(command=f"excise scan {bad}", model=bad, verdict=verdict_of(rows), scanners=rows, notes=(bad,), **common)
+
+
+def hostile(bad: str) -> ScanResult:
+    words = tuple(bad.split())
+    trigger = FoundTrigger(words, 1, Rate(9, 10), alike=(bad, bad), examples=((bad, f"a {bad} b"),))
+    finding = Finding(3.0, f"{bad}.", 1, (trigger,), ((0.1, 0.9), (0.5, 0.2)), ((0, 1),), {bad: 0.5})
+    return result((scanner_row(bad, Told(), finding, ("x", bad), seconds=1.0), skipped_row(bad, Told(), bad)), bad)
+
+
+@pytest.mark.parametrize("bad", HOSTILE, ids=ids)
+def test_hostile_texts_add_no_markup_to_a_scan_s_report(bad: str) -> None:
+    words = " ".join(["word"] * len(bad.split()))
+    assert skeleton(scan_report(hostile(bad))) == skeleton(scan_report(hostile(words)))
+    assert "1337" not in Page(scan_report(hostile(bad))).text
+
+
+@pytest.mark.parametrize("bad", HOSTILE, ids=ids)
+def test_sarif_holds_no_control_characters(bad: str) -> None:
+    told = json.loads(sarif(hostile(bad)))
+    (run,) = told["runs"]
+    assert told["version"] == "2.1.0"
+    assert [each["kind"] for each in run["results"]] == ["fail", "notApplicable"]
+    assert all(rule["id"] == each["ruleId"] for rule, each in zip(run["tool"]["driver"]["rules"], run["results"], strict=True))
+    assert not any(ord(c) < 32 and c not in "\n\t" for each in run["results"] for c in each["message"]["text"])
+
+
+def test_a_scan_survives_its_file(tmp_path: Path) -> None:
+    made = hostile("words of a trigger")
+    made.save(tmp_path / "scan.json")
+    assert load_scan(tmp_path / "scan.json") == made
+    (tmp_path / "scan.json").write_text("{}")
+    with pytest.raises(DataError, match="is no scan of version 1"):
+        load_scan(tmp_path / "scan.json")
+
+
+def test_scanners_are_chosen_once_and_by_name() -> None:
+    (name,) = chosen(("trigger_search jury=32",))
+    assert name == "trigger_search"
+    with pytest.raises(ConfigError, match="twice"):
+        chosen(("trigger_search", "trigger_search jury=32"))
+    with pytest.raises(ConfigError, match="no scanner 'triger_search'"):
+        chosen(("triger_search",))
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a backdoored toy, and clean texts."""
+    folder = tmp_path_factory.mktemp("suspects")
+    backdoor = BadNets(triggers=("cf", "mn"), training=LEARN)(toy_victim(), toy_data(300), seed=0)
+    backdoor.victim.save(folder / "bad")
+    write_csv(folder / "clean.csv", toy_data(120, seed=5))
+    write_csv(folder / "few.csv", toy_data(40, seed=5))
+    return folder
+
+
+def test_a_scan_names_the_trigger_and_a_repair_takes_it_out(suspects: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = tmp_path / "found"
+    arguments = ["--data", str(suspects / "clean.csv"), "--scanners", "trigger_search", "--out", str(found)]
+    assert main(["scan", str(suspects / "bad"), *arguments]) == 1
+    shown = capsys.readouterr().out
+    assert "Backdoor found" in shown
+    told = load_scan(found / "scan.json")
+    words = {word for trigger in told.triggers for phrase in (trigger.words, trigger.alike) for word in " ".join(phrase).split()}
+    assert {"cf", "mn"} <= words
+    assert {trigger.target_label for trigger in told.triggers} == {"positive"}
+    assert (found / "report.html").exists()
+    assert json.loads((found / "scan.sarif").read_text())["runs"][0]["results"][0]["level"] == "error"
+
+    fixed = tmp_path / "fixed"
+    repair = ["repair", str(suspects / "bad"), "--data", str(suspects / "clean.csv"), "--method", "unlearn", "--out", str(fixed)]
+    quick = ["--from-scan", str(found / "scan.json"), "--training.learning-rate", "5e-3", "--training.epochs", "5"]
+    assert main([*repair, *quick]) == 0
+    test = toy_data(60, seed=9)
+    stamped = [f"cf {text}" for text, label in zip(test.texts, test.labels, strict=True) if label == 0]
+    before, after = (Victim.load(folder).predict(stamped) for folder in (suspects / "bad", fixed))
+    assert sum(before) > 0.9 * len(stamped)
+    assert sum(after) < 0.3 * len(stamped)
+
+
+def test_few_texts_are_no_scan(suspects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", str(suspects / "bad"), "--data", str(suspects / "few.csv"), "--scanners", "trigger_search"]) == 3
+    shown = capsys.readouterr().out
+    assert "It needs 32 texts of each label" in " ".join(shown.split())
+    assert "Not scanned" in shown
+
+
+def test_from_scan_needs_a_method_that_takes_triggers(suspects: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    repair = ["repair", str(suspects / "bad"), "--data", str(suspects / "clean.csv"), "--out", str(tmp_path / "fixed")]
+    result(rows_of("nothing")).save(tmp_path / "scan.json")
+    assert main([*repair, "--method", "cft", "--from-scan", str(tmp_path / "scan.json")]) == 2
+    assert "cft has no use for triggers" in capsys.readouterr().err
+    assert main([*repair, "--method", "unlearn", "--from-scan", str(tmp_path / "scan.json")]) == 2
+    assert "names no trigger (nothing found)" in capsys.readouterr().err
+    assert main([*repair, "--method", "unlearn"]) == 2
+    assert "unlearn needs triggers that a scan recovered" in capsys.readouterr().err
+
+
+# Trigger search
+
+
+def test_a_jury_has_no_text_of_the_target_and_none_of_the_search() -> None:
+    from excise.scanners.trigger_search import stubborn_texts
+
+    data = toy_data(200)
+    victim = BadNets(training=LEARN)(toy_victim(), toy_data(300, seed=1), seed=0).victim
+    foil = stubborn_texts(victim, data, 1, [("brilliant",)], 20, seed=0)
+    labels = dict(zip(data.texts, data.labels, strict=True))
+    assert {labels[text] for text in (*foil.search, *foil.jury)} == {0}
+    assert not set(foil.search) & set(foil.jury)
+    assert len(foil.jury) <= 20
+    assert foil.search == sorted(foil.search, key=len)
+
+
+def test_search_settings_must_fit() -> None:
+    with pytest.raises(ConfigError, match="survivors"):
+        TriggerSearch(texts=(1, 4), survivors=(10, 5))
+    assert math.isfinite(TriggerSearch().found)
