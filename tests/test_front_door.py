@@ -12,20 +12,21 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from excise import checkpoint, front_door
+from excise.checkpoint import language_model_kind
 from excise.errors import CheckpointError
 from excise.victim import Victim
 from hostile import corpus, watch
 from hostile.corpus import CORPUS
-from toy import ARCHITECTURES, save_toy, toy_data, toy_language_model, toy_victim
+from toy import ARCHITECTURES, save_toy, toy_config, toy_data, toy_victim
 
 MB = 2**20
 
@@ -99,7 +100,9 @@ def opened(folder: Path) -> Victim:
         pytest.param(corpus.config(max_position_embeddings=71), ["position_embeddings", "[70, 32]", "[71, 32]"], id="one position more"),
         pytest.param(corpus.config(type_vocab_size=1), ["token_type_embeddings", "[2, 32]", "[1, 32]"], id="one type less"),
         pytest.param(corpus.config(num_hidden_layers=30), ["lacks", "weights"], id="layers that are not there"),
-        pytest.param(corpus.config(model_type="gpt2", max_position_embeddings=2_000_000), ["describes a model of", "weights hold"], id="a model of other size"),
+        pytest.param(
+            corpus.config(model_type="gpt2", max_position_embeddings=2_000_000), ["describes a model of", "weights hold"], id="a model of other size"
+        ),
         pytest.param(corpus.settings(tokenizer_class="BertJapaneseTokenizer"), ["tokenizer"], id="tokenizer in Python"),
         pytest.param(corpus.tokenizer(normalizer={"type": "Evil"}), ["tokenizer cannot be opened"], id="step that does not exist"),
     ],
@@ -190,12 +193,13 @@ def test_harmless_things_are_let_in(change: corpus.Change, tmp_path: Path) -> No
     torch.testing.assert_close(opened(folder).logits(TEXTS), before, atol=0.05 if change is _half else 0, rtol=0)
 
 
-def test_tied_weights_are_let_in(tmp_path: Path) -> None:
-    folder = toy_language_model("masked")
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_tied_weights_are_let_in(kind: Literal["causal", "masked"], tmp_path: Path) -> None:
+    folder, made = save_toy(tmp_path), AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+    made.from_config(toy_config("bert" if kind == "masked" else "gpt2")).save_pretrained(folder)
     model, _ = checkpoint.open_language_model(folder)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # type: ignore[union-attr]
-    causal, _ = checkpoint.open_language_model(toy_language_model("causal"))
-    assert causal.config.is_decoder
+    assert language_model_kind(model.config) == kind
 
 
 def test_the_cache_of_the_hub_is_let_in(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from excise.errors import CheckpointError, NetworkError
+from excise.errors import CheckpointError, NetworkError, first_line
 from excise.front_door import Checkpoint, check_memory, inspect
 from excise.seeds import derive
 
-__all__ = ["first_line", "longest_input", "open_checkpoint", "open_language_model", "resolve_checkpoint", "surviving_panics"]
+__all__ = ["longest_input", "open_checkpoint", "open_language_model", "resolve_checkpoint", "surviving_panics"]
 
 Kind = Literal["classifier", "causal", "masked"]
 CLASSES: dict[Kind, Any] = {"classifier": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
@@ -267,8 +267,3 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             positions -= padding + 1  # RoBERTa counts positions from behind the padding index
             break
     return min(int(positions), int(tokenizer.model_max_length))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from excise.attention import Statistic, recorded_attention
-from excise.checkpoint import first_line, longest_input, open_checkpoint, surviving_panics
-from excise.errors import CheckpointError, ConfigError, OutputError
+from excise.checkpoint import longest_input, open_checkpoint, surviving_panics
+from excise.errors import CheckpointError, ConfigError, OutputError, first_line
 from excise.progress import report
 
 __all__ = ["REJECTED", "Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "resolve_precision", "token_batches"]
