@@ -172,6 +172,7 @@ HARMLESS: dict[str, corpus.Change] = {
     "a name that transformers treats specially": corpus.config(_name_or_path="mistralai/Mistral-7B"),
     "keys nobody knows": corpus.config(my_project={"note": "über", "steps": [1, 2, 3]}, finetuning_task="sst2", gradient_checkpointing=False),
     "a usual attention": corpus.config(_attn_implementation="eager", attn_implementation="sdpa", _attn_implementation_autoset=True),
+    "an attention of the library that saved it": corpus.config(_attn_implementation="flash_attention_2"),
     "empty keys": corpus.config(auto_map={}, quantization_config=None, trust_remote_code=False, torch_dtype="float16", dtype="bfloat16"),
     "labels named like keys": corpus.config(id2label={"0": "auto_map", "1": "backbone"}, label2id={"auto_map": 0, "backbone": 1}),
     "no limit of length": corpus.settings(model_max_length=int(1e30)),

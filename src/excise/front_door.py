@@ -63,7 +63,7 @@ REFUSED = {
     "init_inputs": "passes arguments to a constructor, which excise does not do. Remove the key.",
 }
 """Keys of JSON files, at any depth, with which transformers opens or runs something else. Empty values and `HARMLESS` ones are dropped."""
-HARMLESS = ("eager", "sdpa")
+HARMLESS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm", "batched_mm")
 NAMES = ("id2label", "label2id", "task_specific_params")
 """Objects whose keys are the user's words."""
 DROPPED = ("name_or_path", "transformers_version", "dtype", "torch_dtype")
