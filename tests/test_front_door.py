@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from excise import checkpoint, front_door
 from excise.checkpoint import language_model_kind
@@ -26,7 +26,7 @@ from excise.errors import CheckpointError
 from excise.victim import Victim
 from hostile import corpus, watch
 from hostile.corpus import CORPUS
-from toy import ARCHITECTURES, save_toy, toy_config, toy_data, toy_victim
+from toy import ARCHITECTURES, save_toy, toy_config, toy_data, toy_tokenizer, toy_victim
 
 MB = 2**20
 
@@ -147,6 +147,30 @@ def plainly_loaded(folder: Path) -> torch.Tensor:
 def test_every_architecture_is_let_in(architecture: str, tmp_path: Path) -> None:
     folder = save_toy(tmp_path, architecture)
     torch.testing.assert_close(opened(folder).logits(TEXTS), plainly_loaded(folder), atol=1e-5, rtol=1e-4)
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 130}
+OTHERS = {
+    "albert": {**SIZES, "embedding_size": 16, "num_hidden_layers": 12},  # its layers share their weights
+    "deberta-v2": SIZES,
+    "modernbert": SIZES,
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "gpt_neox": SIZES,
+    "mixtral": {**SIZES, "num_key_value_heads": 1, "num_local_experts": 2},  # transformers merges the weights of its experts
+    "gemma2": {**SIZES, "num_key_value_heads": 1, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_architectures_are_let_in(kind: str, tmp_path: Path) -> None:
+    folder = save_toy(tmp_path)
+    made = AutoConfig.for_model(kind, vocab_size=len(toy_tokenizer()) + 8, pad_token_id=0, bos_token_id=2, eos_token_id=3, **OTHERS[kind])
+    AutoModelForSequenceClassification.from_config(made).save_pretrained(folder)
+    ours, theirs = opened(folder).model.state_dict(), AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
 def _sharded(folder: Path) -> None:
