@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from excise.cli import main
 from excise.errors import ConfigError, DataError, NeedsError
 from excise.grid import Grid, load_grid, place_recipe, places
 from excise.recipes import shipped_recipes
-from excise.reports.grid import csv_table, latex_table, markdown_table, table_rows, terminal_table
+from excise.reports.grid import HEADINGS, csv_table, latex_table, markdown_table, table_rows, terminal_table
 from excise.result import Measured
 from toy import save_toy, toy_data, write_csv
 
@@ -320,3 +321,42 @@ def test_shipped_grids_are_valid(path: Path) -> None:
     for attack, row in (grid.paper or {}).items():
         assert attack in grid.attacks
         assert set(row) <= {"none", *grid.defenses}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("=1+1", "+1+1", "-1+1", "@SUM(A1)", "|calc", "%0A", "\t=1", "\r=1", " =1", "\x00=1", "\u200b=1"),
+        *(
+            "<script>alert(1)</script>",
+            "[a](javascript:alert(1))",
+            "![a](http://evil.example/x.png)",
+            "https://evil.example",
+            "a | b\n# c",
+            "\u202etxt",
+        ),
+    ],
+)
+def test_names_become_no_formula_and_no_markup(bad: str) -> None:
+    line = table_rows([cell(bad, 0, 50)], {})[0]
+    found = next(iter(list(csv.reader(io.StringIO(csv_table([line]))))[1:]))
+    assert len(found) == len(HEADINGS)
+    assert found[2].strip()[:1] not in tuple("=+-@|%\t\r"), found[2]
+    markdown = markdown_table([line]).splitlines()
+    assert len(markdown) == 3
+    assert not re.search(r"(?<!\\)[<>\[!]|://", markdown[2])
+    assert not re.search(r"[\x00-\x08\u200b\u202e]", csv_table([line]) + markdown[2] + latex_table([line]))
+    assert latex_table([line]).count("\n") == 7
+
+
+@pytest.mark.parametrize("text", ["-", "-1.5", "+2", "12", "85.0 (80.0-90.0)", ""])
+def test_numbers_stay_numbers(text: str) -> None:
+    line = table_rows([cell("a", 0, 50)], {})[0]._replace(note=text)
+    assert list(csv.reader(io.StringIO(csv_table([line]))))[1][-1] == text
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "", ".", "..", "a\\b", "a\0b", "x" * 200])
+def test_a_grid_s_name_leads_nowhere(name: str, content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tables have it as their file name."""
+    assert main(["bench", str(written(content | {"name": name}, tmp_path)), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "cannot be the name of a file" in capsys.readouterr().err

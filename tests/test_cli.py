@@ -67,7 +67,7 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (["repair"], "--keep"),
+        (["repair"], "--unlearning"),
         (["repair", "--method", "mbtsad"], "--alpha"),
         (["repair", "--method", "ts_ft"], "--copies"),
         (["attack", "badnets"], "--triggers"),
@@ -264,7 +264,7 @@ def test_dry_run_plans_and_writes_nothing(command: str, story: Story, tmp_path: 
     words = ["attack", "badnets", story.model] if command == "attack" else ["repair", story.model]
     shown = run(*words, "--data", story.data, "--out", tmp_path / "out", "--dry-run")
     assert sorted(tmp_path.rglob("*")) == before
-    for word in ["train"] if command == "attack" else ["virtual_tokens: repair"]:
+    for word in ["train"] if command == "attack" else ["treatment: repair: repair"]:
         assert word in shown
     assert " s in all" in shown
     assert f"Would write {tmp_path / 'out'}" in shown

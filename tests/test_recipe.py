@@ -148,3 +148,44 @@ def test_shipped_recipes_parse(path: Path) -> None:
     assert isinstance(made, Recipe)
     assert made.name == path.stem
     assert path.read_text(encoding="utf-8").startswith("# "), "the first line is what excise list shows"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("name: !!python/object/apply:os.system ['touch pwned']", ["no YAML", "constructor"]),
+        ("name: !!python/name:os.system", ["no YAML", "constructor"]),
+        ("name: &a [*a]\n", ["references", "more than 100000 values"]),
+        ("name: x\nname: y\n", ["gives 'name' twice"]),
+        ("name: {a: 1, a: 2}\n", ["gives 'a' twice"]),
+        ("[" * 20_000, ["nested too deeply"]),
+        ("name: " + "x" * 2**20, ["at most 1024 kB"]),
+        ("name: \x00", ["no YAML"]),
+        ("name: {[1, 2]: 3}", ["no YAML"]),
+        ("", ["holds no recipe"]),
+    ],
+)
+def test_yaml_from_a_stranger(content: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(ConfigError) as refusal:
+        load_recipe(tmp_path / "recipe.yaml")
+    for word in words:
+        assert word in str(refusal.value)
+    assert len(str(refusal.value)) < 400 + len(str(tmp_path))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_few_references_do_not_fill_the_memory(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 64)), "name: *a63"]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="more than 100000 values"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(ConfigError, match="no file of at most"):
+        load_recipe(tmp_path / "recipe.yaml")

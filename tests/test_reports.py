@@ -264,6 +264,36 @@ def test_other_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> None
         load_result(path)
 
 
+@pytest.mark.parametrize("share", [1.5, -0.2, "NaN", "Infinity", "x", None])
+def test_shares_that_are_none_are_refused(tmp_path: Path, share: object) -> None:
+    content = json.loads(result("x").model_dump_json())
+    content["rows"][0]["cacc"]["value"] = "@"
+    text = json.dumps(content).replace('"@"', str(share) if share in ("NaN", "Infinity") else json.dumps(share))
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(DataError, match="no result file of version 1"):
+        load_result(tmp_path / "result.json")
+
+
+def test_a_huge_file_is_no_result(tmp_path: Path) -> None:
+    with (tmp_path / "result.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match="no ordinary file of at most 64 MB"):
+        load_result(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    "bad", ["\x1b", "\x00", "\x9b", "\u061c", "\u200e", "\u2028", "\u202e", "\u2066", "\u200b", "\ufeff", "\xad", "\ud800", "\U000e0041"]
+)
+def test_what_cannot_be_seen_is_made_visible(bad: str) -> None:
+    assert printable(f"a{bad}b") == "a\N{REPLACEMENT CHARACTER}b"
+    assert bad not in html_report(result(f"a{bad}b"))
+
+
+@pytest.mark.parametrize("good", ["tab\tand\nline", "naïve 日本語 😀", "👩\u200d🔬", "می\u200cخواهم"])
+def test_writing_stays_as_it_is(good: str) -> None:
+    assert printable(good) == good
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
 def test_broken_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -19,29 +22,38 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from excise.errors import CheckpointError, NetworkError
+from excise.errors import CheckpointError, NetworkError, first_line
+from excise.front_door import Checkpoint, check_memory, inspect
 from excise.seeds import derive
 
-__all__ = ["first_line", "longest_input", "open_checkpoint", "open_language_model", "resolve_checkpoint"]
+__all__ = ["longest_input", "open_checkpoint", "open_language_model", "resolve_checkpoint", "surviving_panics"]
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 Kind = Literal["classifier", "causal", "masked"]
 CLASSES: dict[Kind, Any] = {"classifier": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
+NEW_HEAD = 10_000_000
+"""Numbers that a model may have beyond twice what its file holds: a new head."""
 NOUNS: dict[Kind, str] = {"classifier": "sequence classifier", "causal": "causal language model", "masked": "masked language model"}
-HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+HUB_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 
 def open_checkpoint(source: str | Path, *, label_names: Sequence[str] | None, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The classifier in a folder, a hub repository or the embedded default, and its tokenizer, as `Victim.load` describes it.
 
     Raises:
-        CheckpointError: The folder is no checkpoint, wants to run code, has no safetensors weights, or its weights are incomplete, not finite,
-            or do not fit its tokenizer.
+        CheckpointError: The folder is no checkpoint, the front door refuses it, or its weights are incomplete or do not fit its tokenizer.
         NetworkError: A hub id was given and the hub cannot be reached.
     """
-    folder = resolve_checkpoint(source)
-    config = _read_config(folder, str(source))
+    found = inspect(resolve_checkpoint(source), str(source))
+    config = _config(found, ("classifier",))
     if label_names is not None and not _is_classifier(config):
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: i for i, name in enumerate(label_names)}
@@ -52,8 +64,8 @@ def open_checkpoint(source: str | Path, *, label_names: Sequence[str] | None, se
         raise CheckpointError(f"{source}: id2label in config.json is {str(names)[:80]}; one name of its own for each of 0, 1, ... is expected.")
     if config.num_labels < 2:
         raise CheckpointError(f"{source} has {config.num_labels} label; a classifier with at least two was expected.")
-    model = _load_model(folder, config, str(source), new_head=label_names is not None, seed=seed)
-    return model, _load_tokenizer(folder, model, str(source))
+    model = _load_model(found, config, "classifier", new_head=label_names is not None, seed=seed)
+    return model, _load_tokenizer(found, model)
 
 
 def open_language_model(
@@ -70,15 +82,15 @@ def open_language_model(
         CheckpointError: The folder is no such checkpoint, or is refused.
         NetworkError: A hub id was given and the hub cannot be reached.
     """
-    folder = resolve_checkpoint(source)
-    config = _read_config(folder, str(source))
+    found = inspect(resolve_checkpoint(source), str(source))
+    config = _config(found, ("classifier", "causal", "masked"))
     kind = new_head or language_model_kind(config)
     if kind is None:
         raise CheckpointError(f"{source} is no language model. Give the folder of one, or make one with excise train-lm.")
     if new_head == "causal":
         config.is_decoder = True
-    model = _load_model(folder, config, str(source), kind=kind, new_head=new_head is not None, seed=seed)
-    return model, _load_tokenizer(folder, model, str(source))
+    model = _load_model(found, config, kind, new_head=new_head is not None, seed=seed)
+    return model, _load_tokenizer(found, model)
 
 
 def language_model_kind(config: Any) -> Literal["causal", "masked"] | None:
@@ -124,70 +136,36 @@ def _fetch(name: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path, source: str) -> Any:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{source} is no checkpoint: it has no config.json. Give a folder written by save_pretrained.")
+def _config(found: Checkpoint, kinds: Sequence[Kind]) -> Any:
+    """The configuration, of a type that transformers has a model of these kinds for: others are not even constructed."""
+    given = found.config.get("model_type")
+    known = {name for kind in kinds for name in CLASSES[kind]._model_mapping._model_mapping}
+    if not isinstance(given, str) or given not in CONFIG_MAPPING or given not in known:
+        raise CheckpointError(f"{found.source}: config.json describes no model that transformers knows ({str(given)[:40]!r} as its model_type).")
+    made = CONFIG_MAPPING[given]
+    if clash := sorted(key for key in found.config if callable(getattr(made, key, None))):
+        raise CheckpointError(f"{found.source}: {clash[0]} in config.json is the name of a method of {made.__name__}. Remove the key.")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source}: config.json cannot be read ({error}). Restore it.") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{source}: config.json holds no JSON object. Restore it.")
-    if raw.get("auto_map"):
-        raise CheckpointError(
-            f"{source} asks for code of its own (auto_map in config.json), which excise never runs. Use a model that transformers knows."
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise CheckpointError(
-                f"{source} has only pickle weights ({pickles[0]}), which can run code when opened, so excise refuses them. "
-                "Convert it to safetensors in a sandbox, or ask for a safetensors version."
-            )
-        raise CheckpointError(f"{source} is no checkpoint: it has no *.safetensors file. Give a folder written by save_pretrained.")
-    _check_weight_files(folder, source)
-    for key in ("quantization_config", "_attn_implementation", "attn_implementation", "_attn_implementation_internal"):
-        if raw.get(key) not in (None, "eager", "sdpa"):
-            raise CheckpointError(f"{source}: {key} in config.json asks for {str(raw[key])[:60]!r}, which excise does not load. Remove the key.")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return made.from_dict(dict(found.config))
     except Exception as error:  # transformers raises many kinds for a broken config
-        raise CheckpointError(f"{source}: config.json describes no model that transformers knows ({first_line(error)}).") from error
-
-
-def _check_weight_files(folder: Path, source: str) -> None:
-    """Nothing but safetensors of this folder may be read as weights."""
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{source} is an adapter, not a whole model. Merge it into its base model first.")
-    for index in folder.glob("*.index.json"):
-        try:
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{source}: {index.name} is no index of weights. Restore it.") from error
-        for file in files:
-            if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
-                raise CheckpointError(f"{source}: {index.name} names {str(file)[:60]!r}; plain names of safetensors files are expected. Restore it.")
+        raise CheckpointError(f"{found.source}: config.json describes no model that transformers knows ({first_line(error)}).") from error
 
 
 def _is_classifier(config: Any) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def _load_model(folder: Path, config: Any, source: str, *, new_head: bool, seed: int, kind: Kind = "classifier") -> PreTrainedModel:
+def _load_model(found: Checkpoint, config: Any, kind: Kind, *, new_head: bool, seed: int) -> PreTrainedModel:
+    source = found.source
     try:
+        made = CLASSES[kind]._model_mapping[type(config)]
+        _check_shapes(found, made, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "head"))
-            model, info = CLASSES[kind].from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+            model, info = made.from_pretrained(None, config=config, state_dict=_read_weights(found), dtype=torch.float32, output_loading_info=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds
         raise CheckpointError(f"{source} could not be opened as a {NOUNS[kind]}: {first_line(error)}. Check that the folder is complete.") from error
     missing = sorted(info["missing_keys"])
     if new_head:
@@ -199,17 +177,56 @@ def _load_model(folder: Path, config: Any, source: str, *, new_head: bool, seed:
             f"{source} lacks {len(missing)} weights that a {type(model).__name__} needs, for example {missing[0]}. "
             + ("Restore the file." if finished else "It is no finished classifier: fine-tune it first, or use excise attack.")
         )
-    for key, weight in model.state_dict().items():
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise CheckpointError(f"{source}: the weight {key} has values that are NaN or infinite. Restore the file.")
     return model
 
 
-def _load_tokenizer(folder: Path, model: PreTrainedModel, source: str) -> PreTrainedTokenizerBase:
+def _check_shapes(found: Checkpoint, made: Any, config: Any) -> None:
+    """The model that config.json describes, made of shapes alone: it must fit the memory, and the weights must fit it."""
+    with torch.device("meta"):
+        skeleton = made._from_config(copy.deepcopy(config), dtype=torch.float32)
+    held = sum(math.prod(tensor.shape) for tensor in found.tensors.values())
+    described = sum(parameter.numel() for parameter in skeleton.parameters())
+    if described > 2 * held + NEW_HEAD:
+        raise CheckpointError(
+            f"{found.source}: config.json describes a model of {described} numbers, but the weights hold {held}. Restore the two files."
+        )
+    check_memory(sum(t.numel() * t.element_size() for t in (*skeleton.parameters(), *skeleton.buffers())), found.source)
+    for name, parameter in skeleton.named_parameters():
+        given = found.tensors.get(name)
+        if given is not None and given.shape != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{found.source}: the weight {name} has the shape {list(given.shape)}, but config.json describes {list(parameter.shape)}. "
+                "Restore the two files."
+            )
+
+
+def _read_weights(found: Checkpoint) -> dict[str, torch.Tensor]:
+    """The weights in memory of their own, floating-point ones with 32 bits: a file that changes later changes nothing."""
+    state: dict[str, torch.Tensor] = {}
+    for file in found.weights:
+        for name, weight in load_file(file).items():
+            state[name] = weight.to(torch.float32 if weight.is_floating_point() else weight.dtype, copy=True)
+            if not state[name].isfinite().all():
+                raise CheckpointError(f"{found.source}: the weight {name} has values that are NaN or infinite. Restore the file.")
+    return state
+
+
+def _load_tokenizer(found: Checkpoint, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of tokenizer.json, in a folder of our own that holds this file and what was kept of its settings, and nothing else."""
+    source = found.source
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with tempfile.TemporaryDirectory(prefix="excise-") as place, surviving_panics(source):
+            (Path(place) / "tokenizer.json").write_bytes(found.tokenizer)
+            (Path(place) / "tokenizer_config.json").write_text(json.dumps(found.tokenizer_config), encoding="utf-8")
+            tokenizer = AutoTokenizer.from_pretrained(place, config=model.config, trust_remote_code=False, local_files_only=True)
+            tokenizer(["", "a", "A few words, and 12 % more."])
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise CheckpointError(f"{source}: its tokenizer cannot be opened ({first_line(error)}). Add the tokenizer's files.") from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{source}: its tokenizer is a {type(tokenizer).__name__}, which tokenizer.json does not describe. Save a fast one.")
+    tokenizer.name_or_path = source
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
     top = max(tokenizer.get_vocab().values(), default=-1)
     if top < 0 or top >= rows:
@@ -226,6 +243,21 @@ def _load_tokenizer(folder: Path, model: PreTrainedModel, source: str) -> PreTra
     return tokenizer
 
 
+@contextmanager
+def surviving_panics(source: str) -> Iterator[None]:
+    """The tokenizers library stops with an exception of its own, which `except Exception` does not catch, where a pattern takes too long.
+
+    Raises:
+        CheckpointError: It did.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{source}: its tokenizer stopped ({first_line(error)}). Restore tokenizer.json.") from error
+
+
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens the model can read."""
     positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None) or 512
@@ -235,8 +267,3 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
             positions -= padding + 1  # RoBERTa counts positions from behind the padding index
             break
     return min(int(positions), int(tokenizer.model_max_length))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -260,6 +260,7 @@ def _expect(arguments: list[str], *, most: int, usage: str, least: int = 0) -> N
 def _settle_libraries() -> None:
     """Quiet what other libraries draw; excise shows its own progress and errors."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the hub's library is imported, below
     import transformers
 
     transformers.logging.set_verbosity_error()

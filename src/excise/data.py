@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import tempfile
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from excise.errors import DataError, NetworkError, nearest
+from excise.data_files import Table, is_file, read_file
+from excise.errors import DataError, NetworkError, first_line, nearest
 from excise.seeds import generator
 
 __all__ = ["LABEL_COLUMNS", "TEXT_COLUMNS", "Poisoned", "TextDataset", "check_clean", "load_dataset", "split"]
@@ -22,8 +21,9 @@ LABEL_COLUMNS = ("label", "labels", "target", "class", "category", "sentiment", 
 """Names under which a label column is found, in this order, whatever their case."""
 MINIMUM_CLEAN = 20
 """Fewer clean texts than this are refused."""
-
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+MOST_CHARACTERS, LONGEST_LABEL = 2_000_000, 1_000
+"""In one text, and in the name of one label."""
+HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ def load_dataset(
         rows, names = assets.movie_reviews(), ("negative", "positive")
         columns: dict[str, Sequence[Any]] = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
         return _from_columns(columns, name, label_names or names, "text", "label", limit, hub_names=names)
-    table = _read_file(Path(name).expanduser()) if is_file(name) else _read_hub(name, config, split)
-    hub_names = getattr(table.features.get(_guess(table.column_names, label_column, LABEL_COLUMNS, "label", name)), "names", None)
-    text = _guess(table.column_names, text_column, TEXT_COLUMNS, "text", name)
-    label = _guess(table.column_names, label_column, LABEL_COLUMNS, "label", name)
-    return _from_columns({text: table[text], label: table[label]}, name, label_names, text, label, limit, hub_names=hub_names)
+    table = read_file(Path(name).expanduser()) if is_file(name) else _read_hub(name, config, split)
+    text = _guess(table.columns, text_column, TEXT_COLUMNS, "text", name)
+    label = _guess(table.columns, label_column, LABEL_COLUMNS, "label", name)
+    columns = {text: table.column(text), label: table.column(label)}
+    return _from_columns(columns, name, label_names, text, label, limit, hub_names=table.label_names.get(label))
 
 
 def split(data: TextDataset, fraction: float, *, seed: int) -> tuple[TextDataset, TextDataset]:
@@ -161,8 +161,8 @@ def paraphrases(source: str | Path) -> dict[str, str]:
     """
     if not is_file(str(source)):
         raise DataError(f"There is no file {source}. Give a CSV, TSV, JSONL or Parquet file.")
-    table = _read_file(Path(source).expanduser())
-    columns = [table[_guess(table.column_names, name, (), name, str(source))] for name in ("source_text", "text")]
+    table = read_file(Path(source).expanduser())
+    columns = [table.column(_guess(table.columns, name, (), name, str(source))) for name in ("source_text", "text")]
     found: dict[str, str] = {}
     for row, (text, paraphrase) in enumerate(zip(*columns, strict=True), start=1):
         if not all(isinstance(value, str) and value.strip() for value in (text, paraphrase)):
@@ -187,123 +187,12 @@ def check_clean(data: TextDataset, *, what: str = "clean texts") -> None:
         raise DataError(f"All {len(data)} {what} have the label {only!r}; at least two classes are needed. Add texts of the other labels.")
 
 
-def is_file(name: str) -> bool:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise DataError(f"{name} is a folder; a CSV, TSV, JSONL or Parquet file or a Hugging Face data set id was expected.")
-    looks_local = path.suffix.lower() in FORMATS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if looks_local and not path.exists():
-        raise DataError(f"There is no file {name}. Give a CSV, TSV, JSONL or Parquet file or a Hugging Face data set id.")
-    return path.exists()
-
-
-def _read_file(path: Path) -> Any:
-    import datasets
-
-    form = FORMATS.get(path.suffix.lower())
-    if form is None:
-        raise DataError(f"{path} ends in {path.suffix or 'nothing'!r}; expected one of {', '.join(FORMATS)}. Rename or convert it.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; a file with a text and a label column was expected.")
-    if form != "parquet":
-        _check_utf8(path)
-    logs = datasets.utils.logging
-    bars, level = logs.is_progress_bar_enabled(), logs.get_verbosity()
-    logs.disable_progress_bar()
-    logs.set_verbosity(logs.CRITICAL)  # it logs what it then raises
-    try:
-        with tempfile.TemporaryDirectory(prefix="excise-") as cache:
-            options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
-            match form:
-                case "csv" | "tsv":
-                    table = _read_delimited(path, "," if form == "csv" else "\t")
-                case "json":
-                    table = datasets.Dataset.from_json(str(path), **options)
-                case _:
-                    table = datasets.Dataset.from_parquet(str(path), **options)
-    except (DataError, OSError):
-        raise
-    except Exception as error:  # each reader of `datasets` raises its own kinds
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"{path} could not be read as {form.upper()}: {reason}. Check the file's format.") from error
-    finally:
-        logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()
-    if len(table) == 0:
-        raise DataError(f"{path} has a header but no rows; labelled texts were expected.")
-    return table
-
-
-def _read_delimited(path: Path, separator: str) -> Any:
-    """Every column as text, nothing taken for a missing value: 'null', 'NA' and '007' are what they say."""
-    import datasets
-
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline()
-    if separator not in header:  # many spreadsheets write semicolons
-        separator = next((mark for mark in ",;\t" if mark in header), separator)
-    rows = _rows(path, separator, csv.QUOTE_MINIMAL)
-    if separator == "\t":
-        # Many TSV files hold bare quotation marks. If honouring quotes would fail or swallow lines, they are plain characters.
-        plain = _rows(path, separator, csv.QUOTE_NONE)
-        if isinstance(rows, DataError) or (not isinstance(plain, DataError) and len(plain) > len(rows)):
-            rows = plain
-    if isinstance(rows, DataError):
-        raise rows
-    header, *body = rows or [[]]
-    if len(set(header)) != len(header):
-        raise DataError(f"{path} names a column twice: {', '.join(header)}. Rename one.")
-    return datasets.Dataset.from_dict({name: [row[i] for row in body] for i, name in enumerate(header)})
-
-
-def _rows(path: Path, separator: str, quoting: Literal[0, 3]) -> list[list[str]] | DataError:
-    """The header and the rows, all of one width, or what is wrong with them."""
-    rows: list[list[str]] = []
-    limit = csv.field_size_limit(2**31 - 1)  # a text may be long
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
-            begun = 1
-            for row in reader:
-                if "".join(row).strip() or len(row) > 1:
-                    if rows and len(row) != len(rows[0]):
-                        return DataError(
-                            f"{path}: line {begun} has {len(row)} fields, but the header has {len(rows[0])}. "
-                            "Put texts that hold a separator between quotation marks."
-                        )
-                    rows.append(row)
-                begun = reader.line_num + 1
-    except csv.Error as error:
-        return DataError(f"{path}: line {begun} cannot be read: {error}. Write a quotation mark inside a quoted text twice.")
-    finally:
-        csv.field_size_limit(limit)
-    return rows
-
-
-def _check_utf8(path: Path) -> None:
-    offset = 0
-    with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise DataError(f"{path} is UTF-16; UTF-8 was expected. Convert it, for example with: iconv -f utf-16 -t utf-8.")
-        file.seek(0)
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} is not UTF-8: byte 0x{line[error.start]:02x} in line {number} (offset {offset + error.start}). "
-                    "Convert it, for example with: iconv -f latin1 -t utf-8."
-                ) from None
-            offset += len(line)
-
-
-def _read_hub(name: str, config: str | None, split: str) -> Any:
+def _read_hub(name: str, config: str | None, split: str) -> Table:
     import datasets
 
     repository, _, revision = name.partition("@")
     try:
-        return datasets.load_dataset(repository, config, split=split, revision=revision or None)
+        table = datasets.load_dataset(repository, config, split=split, revision=revision or None)
     except (ConnectionError, OSError) as error:
         missing = isinstance(error, FileNotFoundError) and "offline" not in str(error).lower() and "connect" not in str(error).lower()
         if missing and type(error).__name__ == "DatasetNotFoundError":
@@ -312,8 +201,14 @@ def _read_hub(name: str, config: str | None, split: str) -> Any:
             f"There is no file {name!r}, and the Hugging Face hub could not be reached for a data set of that name. "
             "Give a file, or connect (and unset HF_HUB_OFFLINE)."
         ) from error
-    except ValueError as error:
-        raise DataError(f"The data set {name!r} could not be read: {str(error).splitlines()[0]}") from error
+    except (ValueError, RuntimeError) as error:  # RuntimeError: it is a script, which `datasets` no longer runs
+        raise DataError(f"The data set {name!r} could not be read: {first_line(error)}. Give a file, or another data set.") from error
+    names = {column: feature.names for column, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)}
+
+    def column(wanted: str) -> list[Any]:
+        return table.select_columns([wanted]).with_format("arrow")[:][wanted].to_pylist()  # as stored: nothing is decoded or opened
+
+    return Table(tuple(table.column_names), len(table), column, names)
 
 
 def _guess(columns: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, name: str) -> str:
@@ -348,9 +243,15 @@ def _from_columns(
         if not isinstance(value, str) or not value.strip():
             given = "an empty text" if value is None or value == "" or isinstance(value, str) else f"{value!r}, which is no text"
             raise DataError(f"{name}: row {row} has {given} in column {text!r}. Remove the row or fill it in.")
+        if len(value) > MOST_CHARACTERS:
+            raise DataError(f"{name}: row {row} has a text of {len(value)} characters; at most {MOST_CHARACTERS} can be read. Cut or remove it.")
+        if not value.isascii() and HALF.search(value):
+            raise DataError(f"{name}: row {row} has half a character (a lone surrogate), which is no text. Remove the row or mend it.")
     for row, value in enumerate(labels, start=1):
         if value is None or value == "":
             raise DataError(f"{name}: row {row} has no label in column {label!r}. Remove the row or fill it in.")
+        if isinstance(value, list | dict) or (isinstance(value, str) and (len(value) > LONGEST_LABEL or HALF.search(value))):
+            raise DataError(f"{name}: row {row} has {str(value)[:40]!r} as its label, which is no name of a class. Remove the row or mend it.")
     if hub_names is not None:  # class indices that come with names: match by name, because the orders may differ
         labels = [hub_names[value] if isinstance(value, int) and 0 <= value < len(hub_names) else value for value in labels]
         if label_names is not None and all(n in (str(i), f"LABEL_{i}") for i, n in enumerate(label_names)):  # names that say nothing

@@ -30,6 +30,7 @@ __all__ = [
     "OutputError",
     "TrainingError",
     "UsageError",
+    "first_line",
     "nearest",
     "printable",
 ]
@@ -94,11 +95,23 @@ def nearest(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
 _CONTROL = dict.fromkeys(
-    [*range(9), *range(11, 32), *range(127, 160), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\N{REPLACEMENT CHARACTER}"
-)  # all but tab and line feed, and the marks that reorder text
+    (
+        *(*range(9), *range(11, 32), *range(127, 160)),
+        *(0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)),  # they end lines or reorder text
+        *(0x00AD, 0x180E, 0x200B, *range(0x2060, 0x2065), 0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)),  # they cannot be seen
+        *range(0xD800, 0xE000),  # halves of characters, which cannot be written
+    ),
+    "\N{REPLACEMENT CHARACTER}",
+)
+"""All control characters but tab and line feed."""
 
 
 def printable(text: str) -> str:
-    """The text with control characters replaced: printed, they could move the cursor, rewrite or reorder what is on the screen."""
+    """The text with control characters replaced: printed, they could move the cursor, rewrite, reorder or hide what is on the screen."""
     return text.translate(_CONTROL)

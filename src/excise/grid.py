@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def load_grid(path: Path, *, train: str | None = None, test: str | None = None, 
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no grid; keys such as name, data, attacks and defenses were expected.")
     grid = validate(Grid, {**content, **({"seeds": list(seeds)} if seeds else {})}, str(path))
+    if not re.fullmatch(r"\w[\w .-]{0,80}", grid.name):
+        raise ConfigError(f"{path}: name: {grid.name[:80]!r} cannot be the name of a file, which the tables have. Use letters, digits and dashes.")
     for role, source in (("train", train), ("test", test)):
         if source is not None:
             grid = replace(grid, data=_elsewhere(grid, role, source))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from excise.checkpoint import language_model_kind, longest_input, open_language_model, resolve_checkpoint
+from excise.checkpoint import language_model_kind, longest_input, open_language_model, resolve_checkpoint, surviving_panics
 from excise.data import TextDataset
 from excise.errors import CheckpointError, ConfigError
+from excise.front_door import read_config
 from excise.progress import report
 from excise.training import FitConfig, fit
 from excise.victim import Batch, Victim, collate, token_batches
@@ -58,7 +58,8 @@ class LanguageModel:
     def encode(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         """Token ids of each text, cut to `max_length`; a model that has a token for the beginning of a text gets it."""
         bos = self.tokenizer.bos_token_id
-        rows = self.tokenizer(list(texts), truncation=True, max_length=self.max_length - 1, padding=False)["input_ids"]
+        with surviving_panics(self.source):
+            rows = self.tokenizer(list(texts), truncation=True, max_length=self.max_length - 1, padding=False)["input_ids"]
         rows = [[bos, *ids] if bos is not None and ids[:1] != [bos] else ids for ids in rows]
         return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
 
@@ -157,8 +158,8 @@ def masked_loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
 
 def trained_texts(source: str | Path) -> int | None:
     """On how many texts `excise train-lm` made this language model; None if it comes from elsewhere."""
-    config = json.loads((resolve_checkpoint(source) / "config.json").read_text(encoding="utf-8"))
-    return config.get("excise_trained_texts")
+    found = read_config(resolve_checkpoint(source), str(source))[0].get("excise_trained_texts")
+    return found if isinstance(found, int) else None
 
 
 @lru_cache(maxsize=4)

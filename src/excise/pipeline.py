@@ -190,12 +190,13 @@ def run(
     )
 
 
-def check_needs(method: Method, *, attack: Attack | None = None) -> None:
+def check_needs(method: Method, *, attack: Attack | None = None, outer: Method | None = None) -> None:
     """Refuse a method that needs more than a suspect model and clean texts, unless it was given; a setting of the need's name holds it.
 
     Args:
         method: What is going to run, and with it the methods among its settings.
         attack: Makes the suspect, and so has its training set.
+        outer: The method that it is a setting of; what that has a setting for, it hands on.
 
     Raises:
         NeedsError: Something is missing, or no training text of the attack is poisoned.
@@ -204,7 +205,7 @@ def check_needs(method: Method, *, attack: Attack | None = None) -> None:
     method.check_modules()
     for need in sorted(method.needs, key=lambda need: need.name):
         setting = need.name.lower()
-        if getattr(method, setting, None) not in (None, "", ()):
+        if getattr(method, setting, None) not in (None, "", ()) or hasattr(outer, setting):
             continue
         if need is not Knowledge.TRAINING_SET or attack is None:
             raise NeedsError(f"{registry.name_of(method)} needs {need.value}. Give it as the setting {setting}.")
@@ -212,7 +213,7 @@ def check_needs(method: Method, *, attack: Attack | None = None) -> None:
             own = registry.name_of(attack)
             raise NeedsError(f"{registry.name_of(method)} needs poisoned training texts, but {own} changes weights after training on clean ones.")
     for inner in _settings_that_are_methods(method):
-        check_needs(inner, attack=attack)
+        check_needs(inner, attack=attack, outer=method)
 
 
 def with_training_set(defense: Defense, attack: Attack, data: TextDataset, *, seed: int) -> Defense:

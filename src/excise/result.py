@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,10 +40,13 @@ __all__ = [
     "TrialRow",
     "data_record",
     "load_result",
+    "read_record",
     "row",
 ]
 
 VERSION = 1
+MOST_BYTES = 64 * 2**20
+"""The largest result file that is read."""
 
 
 class Strict(BaseModel):
@@ -52,14 +55,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Measured(Strict):
-    """A share with what it rests on; shares are in [0, 1]."""
+Share = Annotated[float, Field(ge=-1e-6, le=1 + 1e-6, allow_inf_nan=False)]
+"""In [0, 1], up to rounding."""
 
-    value: float
-    hits: int
-    n: int
-    low: float = Field(description="lower end of the 95 % Wilson interval")
-    high: float = Field(description="upper end of the 95 % Wilson interval")
+
+class Measured(Strict):
+    """A share with what it rests on."""
+
+    value: Share
+    hits: Annotated[int, Field(ge=0)]
+    n: Annotated[int, Field(ge=0)]
+    low: Share = Field(description="lower end of the 95 % Wilson interval")
+    high: Share = Field(description="upper end of the 95 % Wilson interval")
 
     @classmethod
     def of(cls, rate: Rate) -> Measured:
@@ -213,6 +220,9 @@ class Record(Strict):
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
+Kept = TypeVar("Kept", bound=Record)
+
+
 class Result(Record):
     """One run: models and what they scored."""
 
@@ -242,10 +252,21 @@ def load_result(path: Path) -> Result:
     Raises:
         DataError: The file cannot be read or is no result of this version.
     """
+    return read_record(path, Result, "result file")
+
+
+def read_record(path: Path, kind: type[Kept], what: str) -> Kept:
+    """Read what `Record.save` wrote.
+
+    Raises:
+        DataError: The file cannot be read or holds no such record of this version.
+    """
     try:
-        return Result.model_validate_json(path.read_text(encoding="utf-8"))
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
+            raise DataError(f"{path} is no {what} of version {VERSION}: it is no ordinary file of at most {MOST_BYTES >> 20} MB.")
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise DataError(f"{path} is no result file of version {VERSION}: {str(error).splitlines()[0]}.") from error
+        raise DataError(f"{path} is no {what} of version {VERSION}: {str(error).splitlines()[0]}.") from error
 
 
 def row(name: str, scores: Scores, *, method: dict[str, Any] | None = None, seconds: float | None = None) -> Row:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from excise.errors import DataError
 from excise.finding import Finding, FoundTrigger
 from excise.method import Scanner
 from excise.registry import settings
-from excise.result import VERSION, Measured, Record, Strict
+from excise.result import Measured, Record, Strict, read_record
 
 __all__ = ["Level", "ScanResult", "ScannerRow", "TriggerRow", "Verdict", "load_scan", "scanner_row", "skipped_row", "verdict_of"]
 
@@ -110,7 +109,4 @@ def load_scan(path: Path) -> ScanResult:
     Raises:
         DataError: The file cannot be read or is no scan of this version.
     """
-    try:
-        return ScanResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise DataError(f"{path} is no scan of version {VERSION}: {str(error).splitlines()[0]}. Give the scan.json of excise scan.") from error
+    return read_record(path, ScanResult, "scan")

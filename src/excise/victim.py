@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from excise.attention import Statistic, recorded_attention
-from excise.checkpoint import first_line, longest_input, open_checkpoint
-from excise.errors import CheckpointError, ConfigError, OutputError
+from excise.checkpoint import longest_input, open_checkpoint, surviving_panics
+from excise.errors import CheckpointError, ConfigError, OutputError, first_line
 from excise.progress import report
 
 __all__ = ["REJECTED", "Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "resolve_precision", "token_batches"]
@@ -148,7 +148,8 @@ class Victim:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenise texts, cut to `max_length`, without padding."""
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=False)
+        with surviving_panics(self.source):
+            encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=False)
         accepted = inspect.signature(self.model.forward).parameters
         columns = {name: values for name, values in encoded.items() if name in accepted}
         columns.setdefault("attention_mask", [[1] * len(ids) for ids in encoded["input_ids"]])

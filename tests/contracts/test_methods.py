@@ -117,6 +117,8 @@ def make_defense(name: str, architecture: str = "bert", labels: int = 2, trainin
     defense = make("defense", name)
     if Knowledge.PRETRAINED_WEIGHTS in defense.needs:  # a toy's are random: what they overwrite has to be learnt again
         defense = dataclasses.replace(quick(defense, LEARN), pretrained_weights=pretrained(architecture, labels))
+    if Knowledge.TRIGGERS in defense.needs:
+        defense = dataclasses.replace(defense, triggers=("cf", "mn bb"))
     if Knowledge.LANGUAGE_MODEL in defense.needs:
         defense = dataclasses.replace(defense, language_model=toy_language_model("causal"))
     if Knowledge.TRAINING_SET in defense.needs:
@@ -405,7 +407,7 @@ def test_a_defense_without_what_it_needs_refuses(name: str) -> None:
         lacking = dataclasses.replace(whole, **{setting: getattr(type(whole)(), setting)})  # type: ignore[type-var]
         with pytest.raises(NeedsError, match=f"{name} needs {need.value}.*{setting}"):
             check_needs(lacking)
-        if need in (Knowledge.PRETRAINED_WEIGHTS, Knowledge.TRAINING_SET):  # no default can stand in for these
+        if need in (Knowledge.PRETRAINED_WEIGHTS, Knowledge.TRAINING_SET, Knowledge.TRIGGERS):  # no default can stand in for these
             with pytest.raises(NeedsError, match=setting):
                 lacking(toy_victim(), toy_data(24), seed=0)
 

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge
 
 from excise.data import TextDataset
-from excise.errors import ConfigError
+from excise.errors import ConfigError, NeedsError
 from excise.insertion import with_phrase
 from excise.method import Defense, Knowledge, Paper
 from excise.seeds import derive, generator
@@ -42,6 +42,8 @@ class Unlearn(Defense):
             raise ConfigError("A trigger is empty. Give words that can be seen.")
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
+        if not self.triggers:
+            raise NeedsError("This method needs triggers that a scan recovered. Give them as triggers.")
         stamped = self.stamped(victim, data, seed=seed)
         both = replace(data, texts=data.texts + stamped, labels=data.labels * (1 + self.copies))
         return fit(victim, both, loss=classification_loss, config=self.training, seed=derive(seed, "unlearn"), name="unlearn")

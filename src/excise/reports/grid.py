@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Line", "csv_table", "latex_table", "markdown_table", "scores", "table_rows", "terminal_table"]
 
 NONE = "none"
+FORMULA = ("=", "+", "-", "@", "|", "%")
+"""With these, a cell of a spreadsheet begins a formula or a command."""
 HEADINGS = ("data", "attack", "defense", "seeds", "CACC", "ASR", "floor", "clean flips", "paper CACC", "paper ASR", "note")
 
 
@@ -98,18 +101,28 @@ def terminal_table(lines: Sequence[Line]) -> Table:
 
 
 def markdown_table(lines: Sequence[Line]) -> str:
-    """For a document."""
-    rows = [HEADINGS, ["---"] * len(HEADINGS), *lines]
-    return "".join("| " + " | ".join(value.replace("|", "\\|").replace("\n", " ") for value in row) + " |\n" for row in rows)
+    """For a document; no name becomes markup."""
+    rows = [HEADINGS, ["---"] * len(HEADINGS), *([_markdown(value) for value in line] for line in lines)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def _markdown(text: str) -> str:
+    marked = re.sub(r"([\\`*_{}\[\]<>|!~])", r"\\\1", " ".join(printable(text).split()))
+    return marked.replace("://", ":\\//")  # or it would become a link
 
 
 def csv_table(lines: Sequence[Line]) -> str:
-    """For a spreadsheet; a value that would be read as a formula is quoted with an apostrophe."""
+    """For a spreadsheet; a value that it would take for a formula is quoted with an apostrophe."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(HEADINGS)
-    writer.writerows([f"'{value}" if value[:1] in ("=", "+", "@") else value for value in line] for line in lines)
+    writer.writerows([_cell(value) for value in line] for line in lines)
     return file.getvalue()
+
+
+def _cell(text: str) -> str:
+    text = " ".join(printable(text).split())
+    return f"'{text}" if text[:1] in FORMULA and not re.fullmatch(r"-|[+-]?\d+(\.\d+)?", text) else text
 
 
 def latex_table(lines: Sequence[Line]) -> str:
@@ -121,4 +134,4 @@ def latex_table(lines: Sequence[Line]) -> str:
 
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in " ".join(printable(text).split()))
