@@ -114,8 +114,8 @@ def examine(victim: Victim, data: TextDataset, search: HeadSearch, *, seed: int)
 
 
 def anomaly(deviations: Float[Tensor, "probe layer"]) -> Float[Tensor, " probe"]:
-    """max over layers of |z|, Eq. (5), z the deviation of a layer's mean change of likeness."""
-    return deviations.abs().amax(dim=1)
+    """The Euclidean norm over layers of z, Eq. (5), z the deviation of a layer's mean change of likeness."""
+    return deviations.norm(dim=1)
 
 
 def probe_deviations(victim: Victim, probes: Probes, search: HeadSearch) -> tuple[Float[Tensor, "probe layer head"], Float[Tensor, "probe layer"]]:

@@ -127,13 +127,13 @@ def head_importance(victim: Victim, data: TextDataset, *, tokens_per_batch: int 
 
 
 def deviation(values: Float[Tensor, "text ..."], usual: Float[Tensor, "control ..."], *, floor: float = FLOOR) -> Float[Tensor, "text ..."]:
-    """(v − median) / (q_95(|usual − median|) / 1.96 + floor), Eq. (3): how far out values lie among usual ones.
+    """(v − median) / (q_99(|usual − median|) / 2.576 + floor), Eq. (3): how far out values lie among usual ones.
 
     The spread is a standard deviation where usual values are normal. Where most are equal and a few far out, as with heads that all look at one token
     unless the answer changes, it is that of the few; a median absolute deviation would call the next such change a signal.
     """
     middle = usual.quantile(0.5, dim=0)
-    spread = (usual - middle).abs().quantile(0.95, dim=0) / 1.959964
+    spread = (usual - middle).abs().quantile(0.99, dim=0) / 2.575829
     return (values - middle) / (spread + floor)
 
 

@@ -18,7 +18,7 @@ from excise.defenses import _layers, asa
 from excise.defenses.asa import ASA
 from excise.detectors import anomalous_heads as detector
 from excise.errors import AttentionError, CheckpointError
-from excise.head_probes import HeadSearch, examine, inserted_words, probe_texts
+from excise.head_probes import HeadSearch, anomaly, examine, inserted_words, probe_texts
 from excise.heads import (
     chosen_heads,
     deviation,
@@ -141,8 +141,13 @@ def test_importance_is_the_derivative_by_a_gate_behind_each_head(architecture: s
 def test_deviation_is_eq_3() -> None:
     usual, values = torch.randn(41, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     u, v = usual.numpy(), values.numpy()
-    spread = np.quantile(np.abs(u - np.median(u, axis=0)), 0.95, axis=0) / 1.959964
+    spread = np.quantile(np.abs(u - np.median(u, axis=0)), 0.99, axis=0) / 2.575829
     np.testing.assert_allclose(deviation(values, usual, floor=0.1).numpy(), (v - np.median(u, axis=0)) / (spread + 0.1), rtol=1e-5)
+
+
+def test_anomaly_is_eq_5() -> None:
+    z = torch.randn(7, 3, dtype=torch.float64)
+    np.testing.assert_allclose(anomaly(z).numpy(), [np.sqrt(sum(v**2 for v in row)) for row in z.tolist()], rtol=1e-12)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])

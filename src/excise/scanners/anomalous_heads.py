@@ -28,7 +28,7 @@ class AnomalousHeads(Scanner):
     """Look for attention heads whose likeness strange words change more than ordinary words do."""
 
     paper: ClassVar[Paper] = Paper(key="asa2026", method="abstract; reconstructed, 'in the style of'", code=None)
-    suspicious: ClassVar[float] = 6.0
+    suspicious: ClassVar[float] = 2.6  # preliminary: a third above the one clean model that it was set on (docs/anomalous_heads.md)
     found: ClassVar[float] = math.inf
     blind_to: ClassVar[str] = "triggers that no inserted word wakes: sentences, style, syntax, and words that it did not try"
 
@@ -61,8 +61,8 @@ def summary(found: Examination, score: float) -> str:
         return f"On the clean texts, the suspicious heads have a mean likeness of {score:.2f} with others; the first are {first}."
     most = min(FEWEST, len(found.anomalies))
     return (
-        f"Of {len(found.anomalies)} clean texts with strange words in them, the {most} most anomalous change the likeness of a "
-        f"layer's heads by {score:.1f} times the usual spread; the most suspicious heads are {first}."
+        f"Of {len(found.anomalies)} clean texts with strange words in them, the {most} most anomalous change the likeness of "
+        f"heads by {score:.1f} times the usual spread; the most suspicious heads are {first}."
     )
 
 
