@@ -42,7 +42,7 @@ class ASA(Defense):
     """Teach suspicious attention heads to look where safe heads look, and change no other weight of the body."""
 
     paper: ClassVar[Paper] = Paper(key="asa2026", method="abstract; reconstructed, 'in the style of'", code=None)
-    tuning = ({"gamma": 0.0}, {"search": {"share": 0.3}})
+    tuning = ({"gamma": 0.0}, {"search": HeadSearch(share=0.3)})
 
     gamma: Annotated[float, Ge(0)] = 1.0
     """Weight of the alignment in Eq. (6); 0 leaves head-wise fine-tuning alone."""
@@ -50,11 +50,11 @@ class ASA(Defense):
     """Whether heads are trained on clean texts alone, or as often on copies of them with strange words."""
     search: HeadSearch = field(default_factory=HeadSearch)
     """How suspicious heads are found."""
-    alignment: FitConfig = field(default_factory=lambda: FitConfig(epochs=3, learning_rate=1e-3))
-    """Step 2. The rate is higher than for a whole model, as a small part of it is trained; chosen on canaries."""
+    alignment: FitConfig = field(default_factory=lambda: FitConfig(epochs=1, learning_rate=1e-3))
+    """Step 2. The rate is higher than is usual for a whole model, as a small part of it is trained; not tuned (docs/anomalous_heads.md)."""
     classifier: bool = True
     """Whether there is a step 3."""
-    fine_tuning: FitConfig = field(default_factory=lambda: FitConfig(epochs=1, learning_rate=1e-3))
+    fine_tuning: FitConfig = field(default_factory=lambda: FitConfig(epochs=0.5, learning_rate=1e-3))
     """Step 3."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
