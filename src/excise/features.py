@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from excise.errors import CheckpointError
 from excise.victim import Batch, Victim
 
-__all__ = ["head_state", "last_states", "pooled_states"]
+__all__ = ["head_position", "head_state", "last_states", "pooled_states"]
+
+
+def head_position(model: Any, mask: Int[Tensor, "batch token"]) -> Int[Tensor, " batch"]:
+    """The token whose state the head reads: the first ([CLS]), in decoders the last one that is not padding."""
+    if not hasattr(model, "score"):
+        return mask.new_zeros(len(mask))
+    return mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
 
 
 def head_state(model: Any, hidden: Float[Tensor, "batch token hidden"], mask: Int[Tensor, "batch token"]) -> Float[Tensor, "batch hidden"]:
     """The state that the head reads: that of the first token ([CLS]), in decoders that of the last one that is not padding."""
-    if not hasattr(model, "score"):
-        return hidden[:, 0]
-    last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    return hidden[torch.arange(len(hidden), device=hidden.device), head_position(model, mask)]
 
 
 def last_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text hidden"]:

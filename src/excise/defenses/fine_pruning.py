@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from excise.data import TextDataset, split
-from excise.defenses._layers import feed_forward, transformer_layers
+from excise.defenses._layers import feed_forward, is_transposed, transformer_layers
 from excise.method import Defense, Paper
 from excise.metrics import cacc
 from excise.seeds import derive
@@ -124,12 +124,7 @@ def _weights(model: Any, masks: list[Tensor]) -> Iterable[tuple[nn.Parameter, Te
         keep = (~chosen).float()
         entries, leave = feed_forward(layer)
         for entry in entries:
-            yield entry.weight, keep if _is_transposed(entry) else keep.unsqueeze(1)  # type: ignore[misc]
+            yield entry.weight, keep if is_transposed(entry) else keep.unsqueeze(1)  # type: ignore[misc]
             if entry.bias is not None:
                 yield entry.bias, keep  # type: ignore[misc]
-        yield leave.weight, keep.unsqueeze(1) if _is_transposed(leave) else keep  # type: ignore[misc]
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """GPT-2's Conv1D keeps its weight as (input, output)."""
-    return type(module).__name__ == "Conv1D"
+        yield leave.weight, keep.unsqueeze(1) if is_transposed(leave) else keep  # type: ignore[misc]
