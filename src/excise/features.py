@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from excise.errors import CheckpointError
 from excise.victim import Batch, Victim
 
-__all__ = ["head_state", "last_states", "pooled_states"]
+__all__ = ["head_place", "head_state", "last_states", "layer_states", "pooled_states"]
 
 
 def head_state(model: Any, hidden: Float[Tensor, "batch token hidden"], mask: Int[Tensor, "batch token"]) -> Float[Tensor, "batch hidden"]:
     """The state that the head reads: that of the first token ([CLS]), in decoders that of the last one that is not padding."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), head_place(model, mask)]
+
+
+def head_place(model: Any, mask: Int[Tensor, "batch token"]) -> Int[Tensor, " batch"]:
+    """Which token's state the head reads."""
     if not hasattr(model, "score"):
-        return hidden[:, 0]
-    last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return torch.zeros(len(mask), dtype=torch.long, device=mask.device)
+    return mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
 
 
 def last_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text hidden"]:
@@ -31,6 +35,17 @@ def last_states(victim: Victim, texts: Sequence[str], *, name: str | None = None
         width=victim.model.config.hidden_size,
         name=name,
     )
+
+
+def layer_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text layer hidden"]:
+    """The state of the token that the head reads: as it is embedded, then as each layer leaves it."""
+    config = victim.model.config
+
+    def read(batch: Batch) -> Float[Tensor, "batch width"]:
+        return torch.cat([head_state(victim.model, states, batch.mask) for states in victim.trace(batch).hidden], dim=1)
+
+    width = (config.num_hidden_layers + 1) * config.hidden_size
+    return victim.each(texts, read, width=width, name=name).unflatten(1, (-1, config.hidden_size))
 
 
 def pooled_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text hidden"]:
