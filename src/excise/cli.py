@@ -35,6 +35,7 @@ usage: excise COMMAND ...
   run        run a recipe: attack, defenses, evaluation
   perturb    rank augmentations by the loss they cause in a suspect
   plot       draw losses, t-SNE and attention, before and after a repair
+  attribute  show which layers and attention heads carry a known backdoor
   bench      measure a grid of attacks, defenses, data and seeds; resumes
   train-lm   make a small language model from clean texts, for onion and cwea
   list       the methods and recipes there are
@@ -53,6 +54,7 @@ COMMANDS: dict[str, str | None] = {
     "run": None,
     "perturb": None,
     "plot": None,
+    "attribute": None,
     "bench": None,
     "train-lm": None,
 }

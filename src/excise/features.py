@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from excise.errors import CheckpointError
 from excise.victim import Batch, Victim
 
-__all__ = ["head_position", "head_state", "last_states", "pooled_states"]
+__all__ = ["head_position", "head_state", "last_states", "layer_states", "pooled_states"]
 
 
 def head_position(model: Any, mask: Int[Tensor, "batch token"]) -> Int[Tensor, " batch"]:
@@ -35,6 +35,17 @@ def last_states(victim: Victim, texts: Sequence[str], *, name: str | None = None
         width=victim.model.config.hidden_size,
         name=name,
     )
+
+
+def layer_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text layer hidden"]:
+    """The state of the token that the head reads: as it is embedded, then as each layer leaves it."""
+    config = victim.model.config
+
+    def read(batch: Batch) -> Float[Tensor, "batch width"]:
+        return torch.cat([head_state(victim.model, states, batch.mask) for states in victim.trace(batch).hidden], dim=1)
+
+    width = (config.num_hidden_layers + 1) * config.hidden_size
+    return victim.each(texts, read, width=width, name=name).unflatten(1, (-1, config.hidden_size))
 
 
 def pooled_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text hidden"]:

@@ -21,16 +21,20 @@ from excise.metrics import Rate, mean_interval
 from excise.progress import Progress
 
 __all__ = [
+    "AblationRow",
     "AttentionMaps",
+    "Attribution",
     "CanaryRow",
     "Curves",
     "Data",
     "Environment",
     "Example",
     "Group",
+    "HeadRow",
     "LossRow",
     "Mean",
     "Measured",
+    "ProbeRow",
     "Projection",
     "Record",
     "Result",
@@ -38,6 +42,7 @@ __all__ = [
     "Strict",
     "Study",
     "TrialRow",
+    "VectorRow",
     "data_record",
     "load_result",
     "read_record",
@@ -244,6 +249,53 @@ class Study(Record):
     kind: Literal["perturb", "plot"]
     rows: tuple[LossRow, ...] = Field(default=(), description="for each model the greatest loss first, the unchanged texts last")
     left_out: dict[str, str] = Field(default_factory=dict, description="augmentation that could not be used -> why")
+
+
+class ProbeRow(Strict):
+    """How well a classifier tells triggered from clean texts by their state at one layer."""
+
+    layer: int = Field(description="0 is the embedding, 1 the first layer's output")
+    accuracy: Measured
+    across: tuple[float, ...] = Field(description="accuracy of the probe of this layer on the states of each layer")
+
+
+class HeadRow(Strict):
+    """What one attention head does for the backdoor."""
+
+    layer: int = Field(description="from 1")
+    head: int = Field(description="from 1")
+    effect: Mean = Field(description="ACIE: rise of the target's probability in clean texts, once the head gives what it gives in triggered ones")
+
+
+class AblationRow(Strict):
+    """What a model scores without some of its heads."""
+
+    name: str
+    heads: tuple[tuple[int, int], ...] = Field(description="(layer, head), both from 1")
+    cacc: Measured
+    asr: Measured
+    clean_flip: Measured
+
+
+class VectorRow(Strict):
+    """What the backdoor vector does at one layer."""
+
+    layer: int = Field(description="from 1")
+    added: Measured = Field(description="clean texts of other labels that get the target label once the vector is added")
+    subtracted: Measured = Field(description="ASR of triggered texts once the vector is taken away")
+
+
+class Attribution(Record):
+    """Where in a model a known backdoor lives."""
+
+    kind: Literal["attribute"]
+    target_label: str
+    trigger: dict[str, Any]
+    probe: tuple[ProbeRow, ...]
+    effects: tuple[tuple[float, ...], ...] = Field(description="ACIE of each head, a row a layer")
+    heads: tuple[HeadRow, ...] = Field(description="those of the greatest effect, whose sum the backdoor vector is")
+    ablations: tuple[AblationRow, ...] = Field(description="the model as it is, without those heads, without as many others")
+    vector: tuple[VectorRow, ...]
 
 
 def load_result(path: Path) -> Result:

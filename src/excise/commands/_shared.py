@@ -12,11 +12,11 @@ from excise import processes
 from excise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from excise.commands import attack, repair
+    from excise.commands import attack, attribute, repair
     from excise.commands._options import Common, Texts
     from excise.console import Console
     from excise.data import TextDataset
-    from excise.result import Result, Study
+    from excise.result import Record, Result
     from excise.victim import Victim
 
 NO_FLOOR = "No clean twin is at hand, so the ASR floor is not known; clean flips are its nearest stand-in."
@@ -55,7 +55,7 @@ def known_backdoor(path: Path | None, victim: Victim) -> tuple[Any, int | None, 
 
 
 def hold_out(
-    options: repair.Options | attack.Options, data: TextDataset, label_names: tuple[str, ...], seed: int
+    options: repair.Options | attack.Options | attribute.Options, data: TextDataset, label_names: tuple[str, ...], seed: int
 ) -> tuple[TextDataset, TextDataset | None]:
     """(texts to work with, texts to measure on), without a text in common."""
     from excise.data import check_clean, split
@@ -108,7 +108,7 @@ def write_reports(folder: Path, result: Result, name: str) -> None:
     (folder / "report.html").write_text(html_report(result), encoding="utf-8")
 
 
-def write_study(out: Path, overwrite: bool, study: Study, figures: Mapping[str, bytes], console: Console) -> None:
+def write_study(out: Path, overwrite: bool, study: Record, figures: Mapping[str, bytes], console: Console) -> None:
     """The folder of a command that looks and does not score: the result and figures by file name."""
     from excise.output import writing
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from excise.result import AttentionMaps, LossRow, Projection
+    from excise.result import AttentionMaps, Attribution, LossRow, Measured, Projection
 
-__all__ = ["Format", "attention_figure", "curve_figure", "loss_figure", "projection_figure"]
+__all__ = ["Format", "attention_figure", "curve_figure", "head_figure", "layer_figure", "loss_figure", "projection_figure"]
 
 Format = Literal["png", "svg"]
 
@@ -220,6 +220,61 @@ def _scale(figure: Figure, panels: np.ndarray) -> None:
     bar = figure.colorbar(mappable, ax=[axes for axes in panels.flat if axes.figure is not None], ticks=(0.0, *LEVELS), fraction=0.03, pad=0.01)
     bar.set_label("attention")
     bar.ax.tick_params(labelsize=7)
+
+
+# Attribution
+
+
+def head_figure(found: Attribution, format: Format = "svg") -> bytes:
+    """The effect of each head (ACIE) in a square, layers from below; those that were taken are framed."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import Normalize
+
+    effects = np.asarray(found.effects)
+    depth, heads = effects.shape
+    most = max(abs(effects).max(), 1e-9)
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+    cells = np.array([(head, layer) for layer in range(depth) for head in range(heads)])[:, None] + corners
+    with _drawing(max(4.0, 1.9 + 0.34 * min(heads, 40)), 1.1 + 0.34 * min(depth, 40)) as figure:
+        axes = figure.subplots()
+        squares = PolyCollection(list(cells), cmap="RdBu_r", norm=Normalize(-most, most), edgecolors="white", linewidths=0.5)
+        squares.set_array(effects.ravel())
+        axes.add_collection(squares)
+        taken = [corners + np.array([row.head - 1, row.layer - 1]) for row in found.heads]
+        axes.add_collection(PolyCollection(taken, facecolors="none", edgecolors=INK, linewidths=1.5))
+        axes.set(xlim=(-0.5, heads - 0.5), ylim=(-0.5, depth - 0.5), xlabel="head", ylabel="layer")
+        axes.set_title(f"ACIE on {_label(found.target_label, 24)}; framed: the top {len(found.heads)}")
+        for ticks, count in ((axes.set_xticks, heads), (axes.set_yticks, depth)):
+            places = range(0, count, -(-count // 16))
+            ticks(places, [str(place + 1) for place in places])
+        figure.colorbar(squares, ax=axes, label="ACIE", fraction=0.05)
+        return _rendered(figure, format)
+
+
+def layer_figure(found: Attribution, format: Format = "svg") -> bytes:
+    """Layer by layer: how well a probe sees the trigger, and what the backdoor vector does."""
+    before = found.ablations[0]
+    with _drawing(8.2, 3.1) as figure:
+        left, right = figure.subplots(1, 2)
+        _shares(left, [row.layer for row in found.probe], [row.accuracy for row in found.probe], 0, "probe")
+        left.axhline(50, color=SOFT, linewidth=0.8, linestyle=":")
+        left.set(title="probe: clean or triggered", ylabel="accuracy, %", xlabel="layer (0: embedding)", ylim=(0, 104))
+        layers = [row.layer for row in found.vector]
+        _shares(right, layers, [row.added for row in found.vector], 0, "clean texts + vector")
+        _shares(right, layers, [row.subtracted for row in found.vector], 1, "triggered texts - vector")
+        for value, line, label in ((before.asr.value, "--", "triggered texts"), (before.clean_flip.value, ":", "clean texts")):
+            right.axhline(100 * value, color=SOFT, linewidth=0.8, linestyle=line, label=label)
+        right.set(title="backdoor vector, at one layer", ylabel=f"called {_label(found.target_label, 24)}, %", xlabel="layer", ylim=(0, 104))
+        figure.legend(loc="outside lower center", ncols=4, handles=right.get_legend_handles_labels()[0])
+        return _rendered(figure, format)
+
+
+def _shares(axes: Axes, places: Sequence[int], shares: Sequence[Measured], look: int, label: str) -> None:
+    """A line of shares in per cent with their intervals."""
+    middle, low, high = (100 * np.array([getattr(share, name) for share in shares]) for name in ("value", "low", "high"))
+    axes.fill_between(places, low, high, color=COLOURS[look], alpha=0.2, linewidth=0)
+    axes.plot(places, middle, color=COLOURS[look], marker=MARKERS[look], markersize=4.5, label=label)
+    axes.locator_params(axis="x", integer=True)
 
 
 # What all have in common

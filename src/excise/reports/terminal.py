@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from excise.errors import printable
-from excise.result import Example, LossRow, Measured, Result, TrialRow
+from excise.result import Attribution, Example, LossRow, Measured, Result, TrialRow
 from excise.scan_result import ScanResult
 
 __all__ = [
+    "attribution_tables",
     "changed_settings",
     "example_table",
     "loss_table",
@@ -94,6 +95,29 @@ def loss_table(rows: Sequence[LossRow]) -> Table:
         above = "-" if row is base else f"{row.loss.value - base.loss.value:+.4f}"
         table.add_row(Text(printable(row.name)), loss, above, f"{row.changed_words:.1f}")
     return table
+
+
+def attribution_tables(found: Attribution) -> tuple[Table, Table]:
+    """What is left of a backdoor without its heads; what layers show of it."""
+    names = ", ".join(f"layer {row.layer} head {row.head} ({row.effect.value:+.3f})" for row in found.heads[:6])
+    more = f", and {len(found.heads) - 6} more" if len(found.heads) > 6 else ""
+    ablations = Table(caption=f"heads of the greatest effect (ACIE), counted from 1: {names}{more}", caption_justify="left")
+    ablations.add_column("model", no_wrap=True)
+    for heading in ("CACC", "ASR", "clean flips"):
+        ablations.add_column(heading, justify="right", no_wrap=True)
+    for one in found.ablations:
+        ablations.add_row(one.name, percent(one.cacc), percent(one.asr), percent(one.clean_flip))
+    layers = Table(
+        caption="probe: clean or triggered; vector: clean texts that become the target, triggered ones that stay it", caption_justify="left"
+    )
+    for heading in ("layer", "probe", "+ vector, clean", "- vector, triggered"):
+        layers.add_column(heading, justify="right", no_wrap=True)
+    moved = {row.layer: row for row in found.vector}
+    for seen in found.probe:
+        vector = moved.get(seen.layer)
+        cells = (percent(vector.added), percent(vector.subtracted)) if vector else ("-", "-")
+        layers.add_row(str(seen.layer) if seen.layer else "embedding", percent(seen.accuracy), *cells)
+    return ablations, layers
 
 
 def example_table(examples: tuple[Example, ...], model: str) -> Table:

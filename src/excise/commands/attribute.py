@@ -1,0 +1,112 @@
+"""excise attribute."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from excise.attribution import Attributor
+from excise.commands._options import Common, Inline, Model, Positional, Texts
+from excise.commands._shared import hold_out, known_backdoor, load_victim, plain, write_study
+from excise.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from excise.attribution import Known
+    from excise.console import Console
+    from excise.victim import Victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show where in a classifier a known backdoor lives: which layers see its trigger, which attention heads carry it."""
+
+    model: Positional[Model]
+    """The backdoored model: a checkpoint folder or a Hugging Face id."""
+    data: str
+    """Clean labelled texts."""
+    out: Path
+    """Folder for excise-result.json and the figures."""
+    backdoor: Path | None = None
+    """A backdoor.json with the trigger; or give --words and --target-label."""
+    words: str | None = None
+    """The trigger: inserted as it is, at a random place between the words of a text."""
+    target_label: str | None = None
+    """The label that --words bring about."""
+    test: str | None = None
+    """Clean texts to measure on; by default a part of --data is held out."""
+    holdout: float = 0.5
+    """Share of --data to measure on, if there is no --test; heads are found with the rest."""
+    attributor: Annotated[Attributor, Inline] = field(default_factory=Attributor)
+    format: Literal["png", "svg"] = "png"
+    """Of the figures."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+    texts: Annotated[Texts, Inline] = Texts()
+    common: Annotated[Common, Inline] = Common()
+
+
+def run(options: Options, console: Console) -> None:
+    from excise.attribution import attribute
+    from excise.data import check_clean
+    from excise.output import check_output
+    from excise.reports.figures import head_figure, layer_figure
+    from excise.reports.terminal import attribution_tables
+    from excise.result import Attribution, Environment, command_line, data_record
+
+    started, seed = time.monotonic(), options.common.seed
+    _check(options)
+    check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
+    victim = load_victim(options.model, options.texts, options.common)
+    known = _known(options, victim)
+    data = options.texts.load(options.data, victim.label_names)
+    check_clean(data)
+    find, test = hold_out(options, data, victim.label_names, seed)
+    if test is None:  # --holdout 0 is refused
+        raise ConfigError("There are no texts to measure on. Give --test or a --holdout.")
+    found = attribute(victim, known, find, test, options.attributor, seed=seed)
+    result = Attribution(
+        kind="attribute",
+        command=command_line(),
+        environment=Environment.of(str(victim.device), victim.precision),
+        seed=seed,
+        settings=plain(options),
+        model=options.model,
+        data={"clean": data_record(options.data, find), "test": data_record(options.test or options.data, test)},
+        seconds=time.monotonic() - started,
+        target_label=victim.label_names[known.target_label],
+        trigger=plain(known.trigger),
+        **found,
+    )
+    for table in attribution_tables(result):
+        console.show(table)
+    figures = {f"heads.{options.format}": head_figure(result, options.format), f"layers.{options.format}": layer_figure(result, options.format)}
+    write_study(options.out, options.overwrite, result, figures, console)
+
+
+def _check(options: Options) -> None:
+    """Refuse options that say too little or too much."""
+    if (options.backdoor is None) == (options.words is None):
+        raise ConfigError("A known trigger is needed, once: give --backdoor backdoor.json, or --words with --target-label.")
+    if (options.words is None) != (options.target_label is None):
+        raise ConfigError("--words and --target-label belong together: give both, or --backdoor backdoor.json.")
+    if not 0 < options.holdout < 1:
+        raise ConfigError(f"--holdout {options.holdout} was given; it must lie strictly between 0 and 1.")
+
+
+def _known(options: Options, victim: Victim) -> Known:
+    from excise.attacks._triggers import InsertWords
+    from excise.attribution import Known
+    from excise.data import TextDataset
+
+    trigger, target, _ = known_backdoor(options.backdoor, victim)
+    if options.words is not None and options.target_label is not None:
+        trigger = InsertWords(words=(options.words,))
+        try:
+            target = TextDataset((), (), victim.label_names).label_id(options.target_label)
+        except DataError as error:
+            raise ConfigError(f"--target-label: {error}") from error
+    if target is None:
+        raise ConfigError("The label that the trigger brings about is not known. Give --target-label.")
+    return Known(trigger, target)
