@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from excise.attacks.badnets import BadNets
 from excise.cli import main
@@ -24,6 +25,7 @@ from excise.reports.sarif import sarif
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
+from excise.scanners.embedding_rows import EmbeddingRows
 from excise.scanners.trigger_search import TriggerSearch
 from excise.training import FitConfig
 from excise.victim import Victim
@@ -235,3 +237,36 @@ def test_search_settings_must_fit() -> None:
     with pytest.raises(ConfigError, match="survivors"):
         TriggerSearch(texts=(1, 4), survivors=(10, 5))
     assert math.isfinite(TriggerSearch().found)
+
+
+# Embedding rows
+
+
+def test_rows_that_moved_far_from_the_base_stand_out(tmp_path: Path) -> None:
+    victim = toy_victim()
+    victim.save(tmp_path / "base")
+    rows, token = victim.module.get_input_embeddings().weight, victim.tokenizer.convert_tokens_to_ids("cf")
+    with torch.no_grad():
+        rows += 0.001 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+        rows[token] = rows[token].roll(1)  # as long as it was
+    found = EmbeddingRows(base=str(tmp_path / "base"))(victim, toy_data(4), seed=0)
+    assert next(iter(found.measures)) == "row of 'cf'"
+    assert next(iter(found.measures.values())) > 10 * list(found.measures.values())[1]
+    assert "row of 'cf'" not in list(EmbeddingRows()(victim, toy_data(4), seed=0).measures)[:1]
+
+
+def test_rows_of_unusual_length_stand_out() -> None:
+    victim = toy_victim()
+    token = victim.tokenizer.convert_tokens_to_ids("mn")
+    with torch.no_grad():
+        victim.module.get_input_embeddings().weight[token] *= 9
+    assert next(iter(EmbeddingRows()(victim, toy_data(4), seed=0).measures)) == "row of 'mn'"
+
+
+def test_a_base_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    base = toy_victim()
+    base.model.resize_token_embeddings(300, mean_resizing=False)
+    base.save(tmp_path / "base")
+    (row,) = scan(toy_victim(), toy_data(80), {"embedding_rows": EmbeddingRows(base=str(tmp_path / "base"))}, seed=0)
+    assert row.level == "skipped"
+    assert "another shape" in row.summary

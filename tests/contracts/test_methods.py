@@ -497,7 +497,11 @@ def test_a_scanner_says_where_it_draws_the_line(name: str) -> None:
     assert not cls.blind_to.endswith(".")
 
 
-@every_scanner
+ROWS_ONLY = ("embedding_rows",)
+"""Scanners that read nothing but single weights; BadNets changes all of them a little."""
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("scanner") if name not in ROWS_ONLY])
 def test_a_backdoored_toy_scores_higher_than_its_twin(name: str) -> None:
     training = dataclasses.replace(LEARN, epochs=15, batch_size=16)
     attack, victim, data = BadNets(training=training), toy_victim(), toy_data(300)

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from string import ascii_lowercase
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ from excise.insertion import with_phrase
 from excise.method import Paper, Scanner
 from excise.metrics import Rate, wilson_interval
 from excise.progress import stage
+from excise.scanners._words import typed_words
 from excise.seeds import derive, generator
 from excise.victim import Victim
 
@@ -46,7 +48,7 @@ Phrase = tuple[str, ...]
 HANDICAP = 0.25
 """Flips that each further word of a phrase is worth on models without a backdoor."""
 BEST = 4
-"""Candidates of each length that the jury sees."""
+"""Phrases of each length that the jury sees; of single words twice as many."""
 HONEST = 4
 """So many of the words that lean most to a label, and of those that carry it in the clean texts, a text has to withstand."""
 
@@ -90,7 +92,7 @@ class TriggerSearch(Scanner):
             foils = [stubborn_texts(victim, data, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
             pools = [[word for word in pool if word[0].lower() not in known] for pool, known in zip(leaders, honest, strict=True)]
             singles = [self.halved(victim, foil, pool) for foil, pool in zip(foils, pools, strict=True)]
-        found = [[flips(victim, phrase, foil) for phrase in pool[:BEST]] for foil, pool in zip(foils, singles, strict=True)]
+        found = [[flips(victim, phrase, foil) for phrase in pool[: 2 * BEST]] for foil, pool in zip(foils, singles, strict=True)]
         partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
         with stage("combinations"):
             for target, foil in enumerate(foils):
@@ -239,11 +241,5 @@ def leaning(words: Sequence[Phrase], margins: Float[Tensor, " word"], share: flo
 
 def vocabulary_words(victim: Victim) -> list[Phrase]:
     """Every token that can be typed as a word of its own, and every word of two letters, which attacks like and tokenizers cut in two."""
-    tokenizer = victim.tokenizer
-    special = set(tokenizer.all_special_ids)
-    tokens = [i for i in range(len(tokenizer)) if i not in special]
-    spelled = [str(word).strip() for word in tokenizer.batch_decode([[i] for i in tokens])]
-    typed = tokenizer([f" {word}" for word in spelled], add_special_tokens=False)["input_ids"]
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words: Iterable[str] = (word for word, token, ids in zip(spelled, tokens, typed, strict=True) if word and not word.isspace() and ids == [token])
-    return [(word,) for word in dict.fromkeys((*words, *(a + b for a in letters for b in letters)))]
+    pairs = (a + b for a in ascii_lowercase for b in ascii_lowercase)
+    return [(word,) for word in dict.fromkeys((*typed_words(victim).values(), *pairs)) if len(word.split()) == 1]
