@@ -10,8 +10,9 @@ The repaired model is used without noise.
 Departures from the paper, which repairs convolutional networks: noise is on layer normalisations where it was on batch normalisations; AdamW in
 place of SGD, as everywhere for transformers; fewer epochs. The gradient of noise is taken without dropout, the loss with it.
 
-What it is worth on text: little. One epoch on 1 384 clean texts of SST-2 (seed 0, 1 821 test texts, 912 for ASR; 130 s on one core) left a MiniLM with
-BadNets at 98.0 % ASR and one with LWP at 100.0 %, where clean models are at 10 %; noise at the normalisations seems not to do what a trigger does.
+What it is worth on text: little. One epoch on 1 384 clean texts of SST-2 (seed 0, 1 821 test texts, 912 for ASR; 130 s on one core) left a
+MiniLM with BadNets at 98.0 % ASR, one with LWP at 100.0 % and one with EP at 99.9 %, where clean models are at 10 %; noise at the normalisations
+seems not to do what a trigger does.
 """
 
 from __future__ import annotations
