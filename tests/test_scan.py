@@ -152,6 +152,11 @@ def test_a_scan_survives_its_file(tmp_path: Path) -> None:
         load_scan(tmp_path / "scan.json")
 
 
+def test_what_tells_too_little_is_asked_by_name_only() -> None:
+    assert list(chosen(())) == ["embedding_rows", "trigger_search", "anomalous_heads"]
+    assert list(chosen(("ban",))) == ["ban"]
+
+
 def test_scanners_are_chosen_once_and_by_name() -> None:
     (name,) = chosen(("trigger_search jury=32",))
     assert name == "trigger_search"

@@ -15,12 +15,14 @@ from excise.scan_result import ScannerRow, scanner_row, skipped_row
 from excise.seeds import derive
 from excise.victim import Victim
 
-__all__ = ["ORDER", "scan"]
+__all__ = ["BY_NAME", "ORDER", "scan"]
 
 logger = logging.getLogger(__name__)
 
-ORDER = ("embedding_rows", "trigger_search", "anomalous_heads", "ban")
+ORDER = ("embedding_rows", "trigger_search", "anomalous_heads")
 """The order in which scanners are best asked: what is cheap or says most comes first. Others follow."""
+BY_NAME = ("ban",)
+"""Scanners that are asked only by name: they are there for comparison and told clean from backdoored models too rarely (docs/scan.md)."""
 
 
 def scan(victim: Victim, data: TextDataset, scanners: Mapping[str, Scanner], *, seed: int, budget: float = inf) -> tuple[ScannerRow, ...]:

@@ -33,7 +33,7 @@ class Options:
     out: Path | None = None
     """Folder for scan.json, report.html and scan.sarif; without it, the terminal is all there is."""
     scanners: tuple[str, ...] = ()
-    """Which scanners, each a name or 'name field=value ...' (see: excise list); by default all of them."""
+    """Which scanners, each a name or 'name field=value ...' (see: excise list); by default all but ban, which is there for comparison."""
     budget: float = 600
     """Seconds after which no further scanner begins."""
     most_texts: int = 2000
@@ -72,9 +72,9 @@ def run(options: Options, console: Console) -> int:
 
 def chosen(specs: tuple[str, ...]) -> dict[str, Scanner]:
     """The scanners by name, in the order in which they are asked."""
-    from excise.scan import ORDER
+    from excise.scan import BY_NAME, ORDER
 
-    names = registry.names("scanner")
+    names = [name for name in registry.names("scanner") if name not in BY_NAME]
     specs = specs or tuple(sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)))
     found: dict[str, Scanner] = {}
     for spec in specs:
