@@ -15,11 +15,13 @@ import torch
 from excise.attacks.badnets import BadNets
 from excise.cli import main
 from excise.commands.scan import chosen, exit_code
+from excise.console import _Timing
 from excise.data import TextDataset
 from excise.errors import AttentionError, ConfigError, DataError
 from excise.finding import Finding, FoundTrigger
 from excise.method import Paper, Scanner
 from excise.metrics import Rate
+from excise.progress import Progress
 from excise.reports.html import scan_report
 from excise.reports.sarif import sarif
 from excise.result import Environment
@@ -275,3 +277,17 @@ def test_a_base_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     (row,) = scan(toy_victim(), toy_data(80), {"embedding_rows": EmbeddingRows(base=str(tmp_path / "base"))}, seed=0)
     assert row.level == "skipped"
     assert "another shape" in row.summary
+
+
+# Progress
+
+
+def test_loops_of_one_name_share_a_bar_and_their_estimates_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("excise.console.time.monotonic", lambda: float(next(clock)))
+    timing = _Timing()
+    stops = [timing(Progress("words", done, 10, {})) for done in (0, 1, 2, 3)]
+    assert not any(stops)
+    assert timing.estimates["words"] == (10, 10.0)
+    assert [timing(Progress("words", done, 20, {})) for done in (0, 5)] == [False, True]
+    assert timing.estimates["words"] == (30, 14.0)

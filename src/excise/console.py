@@ -62,8 +62,10 @@ class Console:
     def _draw(self, progress: Progress) -> None:
         if self.bars is None:
             return
-        if progress.task not in self.tasks or progress.done == 0:
+        if progress.task not in self.tasks:
             self.tasks[progress.task] = self.bars.add_task(progress.task, total=progress.total)
+        elif progress.done == 0:  # the same step again: one bar for all of them
+            self.bars.reset(self.tasks[progress.task], total=progress.total)
         crowded = len(self.tasks) > SHOWN_BARS
         self.bars.update(self.tasks[progress.task], completed=progress.done, visible=progress.done < progress.total or not crowded)
 
@@ -134,22 +136,27 @@ class Console:
 
 
 class _Timing:
-    """An observer that lets each loop take a few steps and extrapolates from all but the first, which warms up."""
+    """An observer that lets each loop take a few steps and extrapolates from all but the first, which warms up. Loops of one name add up."""
 
     steps = 5
 
     def __init__(self) -> None:
         self.estimates: dict[str, tuple[int, float]] = {}
+        self.earlier: dict[str, tuple[int, float]] = {}
         self.first: dict[str, tuple[int, float]] = {}
         self.seen: dict[str, int] = {}
 
     def __call__(self, progress: Progress) -> bool:
-        now = time.monotonic()
-        task, calls = progress.task, self.seen.get(progress.task, 0)
+        now, task = time.monotonic(), progress.task
+        if progress.done == 0 and task in self.estimates:  # the same loop again, warm by now: a step is enough
+            self.earlier[task], self.seen[task], self.first[task] = self.estimates[task], self.steps, (0, now)
+            return False
+        calls = self.seen.get(task, 0)
         self.seen[task] = calls + 1
         if calls == 0 or (calls == 1 and progress.done < progress.total):
             self.first[task] = (progress.done, now)
         done, begun = self.first[task]
         if progress.done > done:
-            self.estimates[task] = (progress.total, (now - begun) / (progress.done - done) * progress.total)
+            total, seconds = self.earlier.get(task, (0, 0.0))
+            self.estimates[task] = (total + progress.total, seconds + (now - begun) / (progress.done - done) * progress.total)
         return progress.done == progress.total or calls >= self.steps
