@@ -43,7 +43,7 @@ def _rule(row: ScannerRow) -> dict[str, Any]:
 def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
     kind, level = KINDS[row.level]
     triggers = [trigger.model_dump(mode="json") for trigger in row.triggers]
-    heads = [{"fullyQualifiedName": f"layer {layer}, head {head}", "kind": "member"} for layer, head in row.suspicious_heads]
+    heads = [{"fullyQualifiedName": f"layer {layer + 1}, head {head + 1}", "kind": "member"} for layer, head in row.suspicious_heads]
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(PurePath(model).as_posix(), safe="/:@")}}}
     return {
         "ruleId": row.name,

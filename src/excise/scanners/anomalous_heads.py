@@ -56,7 +56,7 @@ def probe_score(found: Examination) -> float:
 
 def summary(found: Examination, score: float) -> str:
     """What was read and what came out."""
-    first = ", ".join(f"layer {layer} head {head}" for layer, head in found.suspicious[:3])
+    first = ", ".join(f"layer {layer + 1} head {head + 1}" for layer, head in found.suspicious[:3])
     if not len(found.anomalies):
         return f"On the clean texts, the suspicious heads have a mean likeness of {score:.2f} with others; the first are {first}."
     most = min(FEWEST, len(found.anomalies))
