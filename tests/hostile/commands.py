@@ -8,12 +8,16 @@ import json
 import sys
 
 tried: list[str] = []
+COUNTS_CORES = ["lscpu", "--parse=core"]
+"""scikit-learn's t-SNE asks for the number of cores so, unless OMP_NUM_THREADS is set; nothing of ours is passed on."""
 
 
 def hook(event: str, arguments: tuple[object, ...]) -> None:
     if event.startswith(("socket.connect", "socket.getaddrinfo", "socket.gethostby", "socket.sendto", "urllib.", "http.", "ftplib.", "smtplib.")):
         tried.append(f"{event} {arguments[1:]}")
         raise OSError("no network in this test")
+    if list(arguments[1:2]) == [COUNTS_CORES]:
+        return
     if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.startfile", "pty.spawn"):
         tried.append(f"{event} {arguments[:2]}")
 

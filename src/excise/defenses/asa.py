@@ -10,6 +10,7 @@
 
 Departures: the paper's text could not be obtained; it says that suspicious heads are aligned to safe ones and then fine-tuned head by head, and no
 more is known to us. Everything else is a reconstruction, and each choice is a setting (docs/anomalous_heads.md has what they were measured to do).
+As reconstructed it is no repair to rely on: that page says what lowers the ASR and what does not.
 Alignment and head-wise fine-tuning are one loss here. Where a query head shares its key and value head with others (grouped-query attention), that
 is trained with it. What safe heads show is a target, not trained towards the suspicious ones.
 """

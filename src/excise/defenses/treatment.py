@@ -1,8 +1,9 @@
-"""The whole treatment: scan for triggers, unlearn those that are found, then repair for what no scan finds.
+"""The whole treatment: scan for triggers, unlearn those that are found; where none is found, repair without any.
 
 1. A scanner looks for triggers with the clean texts.
-2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them.
-3. The repair that needs no trigger follows in any case: it is all there is against what the scan cannot see, and has less left to do after step 2.
+2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs next to nothing.
+3. Where it finds none, the repair that needs no trigger follows: it is all there is against what the scan cannot see. It is dearer, so a
+   model whose trigger is known is spared it (docs/scan.md has what it does after step 2).
 
 Our own combination; each part is a method of its own.
 """
@@ -24,7 +25,7 @@ from excise.victim import Victim
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment(Defense):
-    """Scan for triggers, unlearn those that are found, then repair for what no scan finds (our own; no trigger knowledge)."""
+    """Scan for triggers and unlearn those that are found; repair without any where none is found (our own; no trigger knowledge)."""
 
     paper: ClassVar[Paper] = Paper(key="ibau2022", method="the order of parts is our own; see each part", code=None)
 
@@ -35,14 +36,14 @@ class Treatment(Defense):
     unlearning: Defense = field(default_factory=lambda: registry.build("defense", "unlearn", "unlearning"))
     """What takes them out; it gets them as its setting `triggers`."""
     repair: Defense = field(default_factory=lambda: registry.build("defense", "virtual_tokens", "repair"))
-    """What follows in any case."""
+    """What is done where no trigger is found."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         triggers = self.triggers or self.recovered(victim, data, seed=derive(seed, "scan"))
         if triggers:
             unlearning: Any = self.unlearning
             with stage("unlearning"):
-                victim = replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
+                return replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
         with stage("repair"):
             return self.repair(victim, data, seed=derive(seed, "repair"))
 
