@@ -34,7 +34,7 @@ from excise.data import TextDataset
 from excise.errors import ConfigError, DataError
 from excise.evaluation import triggered, unseen_triggers
 from excise.features import layer_states
-from excise.head_outputs import Head, contribution, head_inputs, heads_removed, heads_shape, output_projections, patched_probabilities, vector_added
+from excise.head_outputs import Head, contribution, head_counts, head_inputs, heads_removed, output_projections, patched_probabilities, vector_added
 from excise.method import Trigger
 from excise.metrics import Rate, asr, cacc
 from excise.result import AblationRow, HeadRow, Mean, Measured, ProbeRow, VectorRow
@@ -83,7 +83,7 @@ def checked(victim: Victim, known: Known, find: TextDataset, test: TextDataset, 
         DataError: Too few texts of other labels, or the model reads nothing of the trigger.
     """
     output_projections(victim)
-    layers, heads = heads_shape(victim)
+    layers, heads = head_counts(victim)
     count = settings.heads or max(1, round(0.03 * layers * heads))
     if count >= layers * heads:
         raise ConfigError(f"{count} heads were asked for, but the model has {layers * heads}. Ask for fewer.")
@@ -189,7 +189,7 @@ def ablated(victim: Victim, known: Known, test: TextDataset, heads: Sequence[Hea
 
 def other_heads(victim: Victim, heads: Sequence[Head], *, seed: int) -> tuple[Head, ...]:
     """As many heads that are not among these."""
-    layers, width = heads_shape(victim)
+    layers, width = head_counts(victim)
     others = [(layer, head) for layer in range(layers) for head in range(width) if (layer, head) not in heads]
     return tuple(generator(seed, "other heads").sample(others, min(len(heads), len(others))))
 
@@ -216,7 +216,7 @@ def vector_rows(victim: Victim, known: Known, test: TextDataset, vector: Float[T
             added=share(clean, vector_added(victim, layer, vector), f"vector added, layer {layer + 1}"),
             subtracted=share(stamped, vector_added(victim, layer, -vector), f"vector subtracted, layer {layer + 1}"),
         )
-        for layer in range(heads_shape(victim)[0])
+        for layer in range(head_counts(victim)[0])
     )
 
 

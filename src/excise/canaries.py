@@ -25,6 +25,7 @@ from excise.result import CanaryRow, Measured, TrialRow
 from excise.seeds import derive, generator
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
+from excise.vocabulary import typed_words
 
 __all__ = ["Canary", "Planted", "Trial", "plant", "rare_words", "took", "trial_rows", "try_all"]
 
@@ -101,14 +102,12 @@ def rare_words(victim: Victim, data: TextDataset, count: int, *, seed: int) -> t
         DataError: There are too few.
     """
     used = {token for encoding in victim.encode(data.texts) for token in encoding["input_ids"]} | set(victim.tokenizer.all_special_ids)
-    found: list[str] = []
+    found, typed = list[str](), typed_words(victim)
     order: list[int] = list(range(len(victim.tokenizer)))
     generator(seed).shuffle(order)
     for token in order:
-        word = str(victim.tokenizer.decode([token])).strip()
-        if token in used or not (word.isascii() and word.isalpha() and word.islower() and 2 <= len(word) <= 5):
-            continue
-        if list(victim.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == [token]:
+        word = typed.get(token, "")
+        if token not in used and word.isascii() and word.isalpha() and word.islower() and 2 <= len(word) <= 5:
             found.append(word)
         if len(found) == count:
             return tuple(found)

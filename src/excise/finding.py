@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from excise.metrics import Rate
 
-__all__ = ["Finding", "FoundTrigger"]
+__all__ = ["Finding", "FoundTrigger", "Named", "phrases"]
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,22 @@ class Finding:
     """(layer, head), both from 0, the most suspicious first."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Other numbers by what they are, in the order to show them."""
+
+
+class Named(Protocol):
+    """Words that were found, and what has the same effect; in a finding or in its record."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """In the order in which they are inserted."""
+        ...
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Other words and phrases."""
+        ...
+
+
+def phrases(triggers: Iterable[Named]) -> tuple[str, ...]:
+    """Each trigger and what acts like it, once."""
+    return tuple(dict.fromkeys(phrase for trigger in triggers for phrase in (" ".join(trigger.words), *trigger.alike)))

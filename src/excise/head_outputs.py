@@ -16,17 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from excise.errors import AttentionError
+from excise.errors import AttentionError, CheckpointError
 from excise.features import head_position
 from excise.victim import Batch, Victim
 
 __all__ = [
     "Head",
     "contribution",
+    "head_counts",
     "head_inputs",
     "heads_patched",
     "heads_removed",
-    "heads_shape",
     "output_projections",
     "patched_probabilities",
     "vector_added",
@@ -48,7 +48,7 @@ def output_projections(victim: Victim) -> list[Any]:
     """
     model = victim.module
     found = [module for name, module in model.base_model.named_modules() if name.endswith(NAMES) and isinstance(module, nn.Linear | Conv1D)]
-    layers, heads = heads_shape(victim)
+    layers, heads = head_counts(victim)
     if len(found) != layers or any(_width(module) % heads for module in found):
         raise AttentionError(
             f"{type(model).__name__}: excise does not know where the output of its attention heads is, so they cannot be told apart."
@@ -56,15 +56,21 @@ def output_projections(victim: Victim) -> list[Any]:
     return found
 
 
-def heads_shape(victim: Victim) -> tuple[int, int]:
-    """(number of layers, heads a layer)."""
-    config = victim.module.config
-    return config.num_hidden_layers, config.num_attention_heads
+def head_counts(victim: Victim) -> tuple[int, int]:
+    """(layers, heads in each).
+
+    Raises:
+        CheckpointError: Layers differ in their number of heads.
+    """
+    layers, heads = victim.model.config.num_hidden_layers, victim.model.config.num_attention_heads
+    if not isinstance(heads, int):
+        raise CheckpointError(f"The layers of {type(victim.model).__name__} differ in their number of heads, so this method cannot be used on it.")
+    return layers, heads
 
 
 def head_inputs(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text layer head channel"]:
     """z of every head in each text."""
-    projections, (layers, heads) = output_projections(victim), heads_shape(victim)
+    projections, (layers, heads) = output_projections(victim), head_counts(victim)
     width = sum(_width(module) for module in projections)
     seen: list[Tensor] = []
 
@@ -113,7 +119,7 @@ def patched_probabilities(
 def blocks(victim: Victim) -> list[nn.Module]:
     """The layers that the output projections are in, in order."""
     for stack in victim.module.base_model.modules():
-        if isinstance(stack, nn.ModuleList) and len(stack) == heads_shape(victim)[0]:
+        if isinstance(stack, nn.ModuleList) and len(stack) == head_counts(victim)[0]:
             inside = [set(block.modules()) for block in stack]
             if all(module in members for module, members in zip(output_projections(victim), inside, strict=True)):
                 return list(stack)
@@ -172,7 +178,7 @@ def heads_patched(
 @contextmanager
 def heads_removed(victim: Victim, heads: Sequence[Head]) -> Iterator[None]:
     """Inside the block, these heads add nothing to the state that is read: Σ a_{l,h} is taken from it."""
-    projections, (_, count) = output_projections(victim), heads_shape(victim)
+    projections, (_, count) = output_projections(victim), head_counts(victim)
 
     def remove(chosen: Sequence[int]) -> Callable[..., Any]:
         def change(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Annotated, Literal, NamedTuple
 
@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from excise.data import TextDataset
-from excise.heads import Map, Scope, chosen_heads, deviation, head_counts, head_importance, head_likeness, safe_heads, suspicion
+from excise.head_outputs import head_counts
+from excise.heads import Map, Scope, chosen_heads, deviation, head_importance, head_likeness, safe_heads, suspicion
 from excise.seeds import derive, generator
 from excise.settings import Settings
 from excise.victim import Victim
@@ -173,8 +174,8 @@ def random_string(random: Random) -> str:
 def strange_words(victim: Victim, texts: Sequence[str], *, most: int, random: Random) -> list[str]:
     """Words of the vocabulary that stand in none of the texts, in random order; of subword pieces, those that are words by themselves."""
     seen = {i for encoding in victim.encode(texts) for i in encoding["input_ids"]} | set(victim.tokenizer.all_special_ids)
-    ids = [i for i in range(len(victim.tokenizer)) if i not in seen]
-    words = [word for i in ids if (word := str(victim.tokenizer.decode([i])).strip()).isalpha()]
+    spelled = victim.tokenizer.batch_decode([[i] for i in range(len(victim.tokenizer)) if i not in seen])
+    words = [word for each in spelled if (word := str(each).strip()).isalpha()]
     random.shuffle(words)
     return list(dict.fromkeys(words))[:most]
 
@@ -195,5 +196,4 @@ def _carriers(victim: Victim, data: TextDataset, count: int, random: Random) -> 
 
 def _some(data: TextDataset, most: int, seed: int) -> TextDataset:
     """At most so many of the texts, in their order."""
-    rows = sorted(generator(seed, "some").sample(range(len(data)), min(most, len(data))))
-    return replace(data, texts=tuple(data.texts[i] for i in rows), labels=tuple(data.labels[i] for i in rows))
+    return data.take(sorted(generator(seed, "some").sample(range(len(data)), min(most, len(data)))))

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from excise.data import TextDataset
-from excise.errors import CheckpointError
 from excise.features import head_position
+from excise.head_outputs import head_counts
 from excise.victim import Batch, Victim, collate, token_batches
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "chosen_heads",
     "deviation",
     "gate_gradient",
-    "head_counts",
     "head_importance",
     "head_likeness",
     "head_vectors",
@@ -60,18 +59,6 @@ def inter_head_similarity(vectors: Float[Tensor, "batch head feature"]) -> Float
     """s_i(x) = mean over j ≠ i of cos(a_i(x), a_j(x)), Eq. (1), for vectors of length 1; 0 for a head that is alone."""
     total = (vectors * vectors.sum(dim=1, keepdim=True)).sum(dim=-1)  # cos with all heads, itself among them
     return (total - vectors.square().sum(dim=-1)) / max(1, vectors.shape[1] - 1)
-
-
-def head_counts(victim: Victim) -> tuple[int, int]:
-    """(layers, heads in each).
-
-    Raises:
-        CheckpointError: Layers differ in their number of heads.
-    """
-    layers, heads = victim.model.config.num_hidden_layers, victim.model.config.num_attention_heads
-    if not isinstance(heads, int):
-        raise CheckpointError(f"The layers of {type(victim.model).__name__} differ in their number of heads, so this method cannot be used on it.")
-    return layers, heads
 
 
 def head_likeness(

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from excise.errors import ConfigError
+from excise.errors import ConfigError, DataError
 from excise.settings import Settings
 
 if TYPE_CHECKING:
@@ -141,6 +141,17 @@ class Scanner(Method):
     """What it cannot see, to be read after 'It cannot see ...'."""
     fewest_texts: ClassVar[int] = 32
     """It needs so many clean texts of each label."""
+
+    def check_texts(self, data: TextDataset) -> None:
+        """Make sure that there are enough.
+
+        Raises:
+            DataError: Of some label there are fewer than `fewest_texts`.
+        """
+        counts = [data.labels.count(label) for label in range(len(data.label_names))]
+        if min(counts) < self.fewest_texts:
+            scarce = data.label_names[counts.index(min(counts))]
+            raise DataError(f"It needs {self.fewest_texts} texts of each label; {scarce!r} has {min(counts)}.")
 
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:

@@ -38,20 +38,16 @@ def scan(victim: Victim, data: TextDataset, scanners: Mapping[str, Scanner], *, 
     Raises:
         DataError: The texts have one label only.
     """
-    counts = [data.labels.count(label) for label in range(len(data.label_names))]
-    if sum(count > 0 for count in counts) < 2:
+    if len(set(data.labels)) < 2:
         raise DataError("All texts have one label, so nothing can be seen that sends texts to another. Give texts of two labels or more.")
     begun, rows = time.monotonic(), []
     for name, scanner in scanners.items():
         if (spent := time.monotonic() - begun) >= budget:
             rows.append(skipped_row(name, scanner, f"The time was used up: {spent:.0f} of {budget:.0f} s."))
             continue
-        if min(counts) < scanner.fewest_texts:
-            scarce = data.label_names[counts.index(min(counts))]
-            rows.append(skipped_row(name, scanner, f"It needs {scanner.fewest_texts} texts of each label; {scarce!r} has {min(counts)}."))
-            continue
         start = time.monotonic()
         try:
+            scanner.check_texts(data)
             with stage(name):
                 finding = scanner(victim, data, seed=derive(seed, name))
         except ExciseError as error:

@@ -135,16 +135,17 @@ def _with_triggers(defense: Defense, options: Options) -> Defense:
     Raises:
         ConfigError: The defense takes none, or the scan found none.
     """
+    from excise.finding import phrases
     from excise.scan_result import load_scan
 
     path: Any = options.from_scan
     if not hasattr(defense, "triggers"):
         raise ConfigError(f"{options.method} has no use for triggers. Leave out --from-scan, or take treatment or unlearn.")
     scan = load_scan(path)
-    triggers = dict.fromkeys(phrase for found in scan.triggers for phrase in (" ".join(found.words), *found.alike))
+    triggers = phrases(scan.triggers)
     if not triggers:
         raise ConfigError(f"{path} names no trigger ({scan.verdict}). Leave out --from-scan; the default repair needs none.")
-    return replace(defense, triggers=tuple(triggers))  # type: ignore[type-var]
+    return replace(defense, triggers=triggers)  # type: ignore[type-var]
 
 
 def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, story: Story, *, tune: bool) -> Defense:

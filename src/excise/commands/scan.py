@@ -14,8 +14,9 @@ from excise.errors import ConfigError
 
 if TYPE_CHECKING:
     from excise.console import Console
+    from excise.data import TextDataset
     from excise.method import Scanner
-    from excise.scan_result import ScanResult
+    from excise.scan_result import ScannerRow, ScanResult
     from excise.victim import Victim
 
 
@@ -86,7 +87,7 @@ def chosen(specs: tuple[str, ...]) -> dict[str, Scanner]:
     return found
 
 
-def _told(options: Options, victim: Victim, data: object, rows: tuple, seconds: float) -> ScanResult:
+def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], seconds: float) -> ScanResult:
     from excise.result import Environment, command_line, data_record
     from excise.scan_result import ScanResult, verdict_of
 
@@ -96,7 +97,7 @@ def _told(options: Options, victim: Victim, data: object, rows: tuple, seconds: 
         seed=options.common.seed,
         settings=plain(options),
         model=options.model,
-        data={"clean": data_record(options.data, data)},  # type: ignore[arg-type]
+        data={"clean": data_record(options.data, data)},
         seconds=seconds,
         verdict=verdict_of(rows),
         scanners=rows,

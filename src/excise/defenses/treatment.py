@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from excise import registry
 from excise.data import TextDataset
 from excise.errors import DataError
-from excise.finding import Finding
+from excise.finding import phrases
 from excise.method import Defense, Paper, Scanner
 from excise.progress import note, stage
 from excise.seeds import derive
@@ -49,20 +49,12 @@ class Treatment(Defense):
 
     def recovered(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
         """The triggers of the scan and the words that act alike, if it found a backdoor."""
-        fewest = min(data.labels.count(label) for label in range(len(data.label_names)))
-        if fewest < self.scanner.fewest_texts:
-            note(f"No scan for triggers: it needs {self.scanner.fewest_texts} texts of each label, and one has {fewest}.")
-            return ()
         try:
+            self.scanner.check_texts(data)
             with stage("scan"):
                 finding = self.scanner(victim, data, seed=seed)
         except DataError as error:
             note(f"No scan for triggers: {error}")
             return ()
         note(f"The scan for triggers says: {finding.summary}")
-        return trigger_words(finding) if finding.score >= self.scanner.found else ()
-
-
-def trigger_words(finding: Finding) -> tuple[str, ...]:
-    """Each trigger, and what acts like it."""
-    return tuple(dict.fromkeys(phrase for trigger in finding.triggers for phrase in (" ".join(trigger.words), *trigger.alike)))
+        return phrases(finding.triggers) if finding.score >= self.scanner.found else ()

@@ -21,8 +21,8 @@ from excise.data import TextDataset
 from excise.errors import ConfigError
 from excise.finding import Finding
 from excise.method import Paper, Scanner
-from excise.scanners._words import typed_words
 from excise.victim import Victim
+from excise.vocabulary import typed_words
 
 QUANTILE = 0.999
 NAMED = 8

@@ -40,9 +40,9 @@ from excise.insertion import with_phrase
 from excise.method import Paper, Scanner
 from excise.metrics import Rate, wilson_interval
 from excise.progress import stage
-from excise.scanners._words import typed_words
 from excise.seeds import derive, generator
 from excise.victim import Victim
+from excise.vocabulary import typed_words
 
 Phrase = tuple[str, ...]
 HANDICAP = 0.25
@@ -87,11 +87,11 @@ class TriggerSearch(Scanner):
         with stage("single words"):
             alone = margins_alone(victim, words)
             leaders = [leaning(words, alone[:, target], self.leaning) for target in range(len(data.label_names))]
-            honest = [honest_words(data, target) for target in range(len(data.label_names))]
-            trials = [[*pool[:HONEST], *((word,) for word in known[:HONEST])] for pool, known in zip(leaders, honest, strict=True)]
+            honest = honest_words(data)
+            trials = [[*pool[:HONEST], *((word,) for word in list(known)[:HONEST])] for pool, known in zip(leaders, honest, strict=True)]
             foils = [stubborn_texts(victim, data, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
             pools = [[word for word in pool if word[0].lower() not in known] for pool, known in zip(leaders, honest, strict=True)]
-            singles = [self.halved(victim, foil, pool) for foil, pool in zip(foils, pools, strict=True)]
+            singles = [self.halved(victim, foil, pool, (*self.survivors, len(pool))) for foil, pool in zip(foils, pools, strict=True)]
         found = [[flips(victim, phrase, foil) for phrase in pool[: 2 * BEST]] for foil, pool in zip(foils, singles, strict=True)]
         partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
         with stage("combinations"):
@@ -106,19 +106,19 @@ class TriggerSearch(Scanner):
         """Share of the jury that flips; phrases are to flip more than words, as honest ones add up."""
         return max(0.0, trigger.flips.value - HANDICAP * (len(trigger.words) - 1))
 
-    def halved(self, victim: Victim, foil: Foil, pool: Sequence[Phrase]) -> list[Phrase]:
-        """Step 2."""
-        for count, keep in zip(self.texts, (*self.survivors, len(pool)), strict=True):
-            pool = strongest(victim, pool, foil, count, keep)
-        return list(pool)
+    def halved(self, victim: Victim, foil: Foil, pool: Sequence[Phrase], keep: Sequence[int]) -> Sequence[Phrase]:
+        """Step 2: what is left after each round, the strongest first."""
+        for count, most in zip(self.texts, keep, strict=True):
+            pool = strongest(victim, pool, foil, count, most)
+        return pool
 
     def grown(self, victim: Victim, foil: Foil, partners: Sequence[Phrase]) -> list[FoundTrigger]:
         """Step 3 with its part of step 4."""
         found: list[FoundTrigger] = []
-        beam = [(*a, *b) for a, b in combinations(partners, 2)]
+        keep = (*(n // 2 for n in self.survivors), BEST)
+        beam: Sequence[Phrase] = [(*a, *b) for a, b in combinations(partners, 2)]
         for length in range(2, self.longest + 1):
-            for count, keep in zip(self.texts, (*(n // 2 for n in self.survivors), BEST), strict=True):
-                beam = strongest(victim, beam, foil, count, keep)
+            beam = self.halved(victim, foil, beam, keep)
             found += [flips(victim, phrase, foil) for phrase in beam]
             beam = [(*phrase, *word) for phrase in beam for word in partners if word[0] not in phrase] if length < self.longest else []
         return found
@@ -215,16 +215,21 @@ def summary(best: FoundTrigger, named: Sequence[FoundTrigger], label_names: Sequ
     return "; ".join(parts) + "."
 
 
-def honest_words(data: TextDataset, target: int) -> list[str]:
-    """Words that carry the label in the clean texts: those with which it is surely more frequent than usual (95 %), the surest first."""
-    total, hits = Counter[str](), Counter[str]()
+def honest_words(data: TextDataset) -> list[dict[str, float]]:
+    """For each label the words that carry it in the clean texts, those with which it is surely more frequent than usual (95 %), the surest first.
+
+    Each has the lower end of the Wilson interval of the label's share among the texts with it.
+    """
+    hits = [Counter[str]() for _ in data.label_names]
     for text, label in zip(data.texts, data.labels, strict=True):
-        words = set(re.findall(r"\w+", text.lower()))
-        total.update(words)
-        hits.update(words if label == target else ())
-    usual = data.labels.count(target) / len(data)
-    surest = {word: wilson_interval(hits[word], n)[0] for word, n in total.items()}
-    return sorted((word for word, low in surest.items() if low > usual), key=lambda word: (-surest[word], word))
+        hits[label].update(set(re.findall(r"\w+", text.lower())))
+    total = sum(hits, Counter[str]())
+    found = []
+    for label, mine in enumerate(hits):
+        usual = data.labels.count(label) / len(data)
+        surest = {word: wilson_interval(mine[word], n)[0] for word, n in total.items()}
+        found.append({word: surest[word] for word in sorted(surest, key=lambda word: (-surest[word], word)) if surest[word] > usual})
+    return found
 
 
 def margin(logits: Float[Tensor, "text label"], target: int) -> Float[Tensor, " text"]:
