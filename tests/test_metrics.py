@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from excise.metrics import Rate, asr, cacc, wilson_interval
+from excise.metrics import Rate, asr, auroc, auroc_interval, cacc, wilson_interval
 
 LABELS = st.integers(0, 4)
 PAIRS = st.lists(st.tuples(LABELS, LABELS), min_size=1, max_size=60)
@@ -71,3 +71,20 @@ def test_lengths_must_agree() -> None:
         cacc([1], [1, 0])
     with pytest.raises(ValueError, match="zip"):
         asr([1], [1, 0], 1)
+
+
+def test_auroc_agrees_with_scikit_learn() -> None:
+    roc = pytest.importorskip("sklearn.metrics").roc_auc_score
+    for scores, positive in (([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]), ([1.0, 1.0, 0.0], [1, 0, 0]), ([3.0, 1.0, 2.0, 2.0, 5.0], [0, 1, 0, 1, 1])):
+        assert auroc(scores, [bool(p) for p in positive]) == pytest.approx(roc(positive, scores))
+    with pytest.raises(ValueError, match="both kinds"):
+        auroc([1.0], [True])
+
+
+@given(st.floats(0, 1), st.integers(1, 60), st.integers(1, 60))
+def test_the_interval_of_an_auroc_holds_it_and_mirrors(area: float, positives: int, negatives: int) -> None:
+    low, high = auroc_interval(area, positives, negatives)
+    assert 0 <= low <= area + 1e-9
+    assert area - 1e-9 <= high <= 1
+    mirrored = auroc_interval(1 - area, positives, negatives)
+    assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-6)

@@ -37,6 +37,7 @@ usage: excise COMMAND ...
   plot       draw losses, t-SNE and attention, before and after a repair
   attribute  show which layers and attention heads carry a known backdoor
   bench      measure a grid of attacks, defenses, data and seeds; resumes
+  zoo        make and scan many models, to see how well the scanners do
   train-lm   make a small language model from clean texts, for onion and cwea
   list       the methods and recipes there are
   cite       the reference of a method
@@ -56,6 +57,7 @@ COMMANDS: dict[str, str | None] = {
     "plot": None,
     "attribute": None,
     "bench": None,
+    "zoo": None,
     "train-lm": None,
 }
 """Commands that compute, each with the kind of method whose settings become options too."""
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        kept = "run it again to go on" if arguments[:1] == ["bench"] else "nothing was kept"
+        kept = "run it again to go on" if arguments[:1] in (["bench"], ["zoo"]) else "nothing was kept"
         return _fail(f"interrupted; {kept}.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -214,7 +216,7 @@ def _list(arguments: list[str]) -> None:
         print(f"{kind}s")
         for name in registry.names(kind):
             print(f"  {name:<18} {registry.summary(kind, name)}")
-    for heading, folder in (("recipes", "."), ("grids", "grids")):
+    for heading, folder in (("recipes", "."), ("grids", "grids"), ("zoos", "zoos")):
         print(heading)
         for name, path in shipped_recipes(folder).items():
             print(f"  {name:<18} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")

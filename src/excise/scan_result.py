@@ -14,7 +14,7 @@ from excise.method import Scanner
 from excise.registry import settings
 from excise.result import Measured, Record, Strict, read_record
 
-__all__ = ["Level", "ScanResult", "ScannerRow", "TriggerRow", "Verdict", "load_scan", "scanner_row", "skipped_row", "verdict_of"]
+__all__ = ["Level", "ScanResult", "ScannerRow", "TriggerRow", "Verdict", "load_scan", "scanner_row", "skipped_row", "strength", "verdict_of"]
 
 Level = Literal["found", "suspicious", "nothing", "skipped"]
 Verdict = Literal["backdoor found", "suspicious", "nothing found", "not scanned"]
@@ -101,6 +101,23 @@ def verdict_of(rows: Sequence[ScannerRow]) -> Verdict:
     if not levels:
         return "not scanned"
     return "backdoor found" if "found" in levels else "suspicious" if "suspicious" in levels else "nothing found"
+
+
+def strength(rows: Sequence[ScannerRow]) -> float | None:
+    """How strong the evidence of the strongest scanner is: from 1 on it is suspicious, from 2 on a backdoor is found. None if none could look.
+
+    Below, between and above its two lines each scanner's score counts in shares of them; a scanner that never says 'found' stays below 2.
+    """
+    found = [_strength(row.score, row.suspicious, row.found) for row in rows if row.score is not None]
+    return max(found, default=None)
+
+
+def _strength(score: float, suspicious: float, found: float | None) -> float:
+    if score < suspicious:
+        return score / suspicious
+    if found is None:
+        return 2 - suspicious / score
+    return 1 + (score - suspicious) / (found - suspicious) if score < found else 1 + score / found
 
 
 def load_scan(path: Path) -> ScanResult:

@@ -10,7 +10,7 @@ __all__ = ["find_recipe", "shipped_recipes"]
 
 
 def shipped_recipes(folder: str = ".") -> dict[str, Path]:
-    """The recipes in the package, or the grids, by name."""
+    """The recipes in the package, or in one of its folders, by name."""
     return {path.stem: path for path in sorted((Path(__file__).parent / folder).glob("*.yaml"))}
 
 
@@ -24,6 +24,6 @@ def find_recipe(name: str, *, folder: str = ".") -> Path:
     if path.suffix or path.exists():
         return path
     if name not in shipped:
-        kind = "grid" if folder == "grids" else "recipe"
+        kind = {"grids": "grid", "zoos": "zoo"}.get(folder, "recipe")
         raise ConfigError(f"There is no {kind} {name!r}; excise comes with {', '.join(shipped)}.{nearest(name, shipped)}")
     return shipped[name]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from excise.bench import Cell
     from excise.result import Measured
 
-__all__ = ["Line", "csv_table", "latex_table", "markdown_table", "scores", "table_rows", "terminal_table"]
+__all__ = ["Line", "csv_table", "latex_table", "markdown", "markdown_table", "scores", "table_rows", "terminal_table"]
 
 NONE = "none"
 FORMULA = ("=", "+", "-", "@", "|", "%")
@@ -102,11 +102,12 @@ def terminal_table(lines: Sequence[Line]) -> Table:
 
 def markdown_table(lines: Sequence[Line]) -> str:
     """For a document; no name becomes markup."""
-    rows = [HEADINGS, ["---"] * len(HEADINGS), *([_markdown(value) for value in line] for line in lines)]
+    rows = [HEADINGS, ["---"] * len(HEADINGS), *([markdown(value) for value in line] for line in lines)]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
+    """One cell of a table; nothing in it becomes markup."""
     marked = re.sub(r"([\\`*_{}\[\]<>|!~])", r"\\\1", " ".join(printable(text).split()))
     return marked.replace("://", ":\\//")  # or it would become a link
 

@@ -1,0 +1,154 @@
+"""What is known of one model of a zoo, as JSON, and what the scans of many such models say about the scanners."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from excise.kept import digest
+from excise.metrics import Rate, auroc, auroc_interval
+from excise.result import Measured, Strict
+from excise.scan_result import ScannerRow, strength, verdict_of
+
+__all__ = ["VERDICT", "Part", "Quality", "Specimen", "kept_specimens", "quality"]
+
+Part = Literal["calibration", "held out"]
+VERDICT = "verdict"
+"""The name of what all scanners say together."""
+
+
+class Specimen(Strict):
+    """One model of a zoo: how it was made, what it scores, and what each scanner found in it."""
+
+    version: Literal[1] = 1
+    key: str
+    part: Part
+    data: str
+    attack: dict[str, Any] | None
+    """With all its settings; None for a clean model."""
+    triggers: tuple[str, ...] = ()
+    """Words or sentences that the backdoor was trained with."""
+    target_label: str | None = None
+    layers: int
+    seed: int
+    training: dict[str, Any]
+    clean_texts: int
+    """So many clean texts the scanners are given."""
+    cacc: Measured
+    asr: Measured | None = None
+    clean_flip: Measured | None = None
+    seconds: float
+    """Of making it."""
+    scans: tuple[ScannerRow, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The attack's name, or 'clean'."""
+        return self.attack["method"] if self.attack else "clean"
+
+    @property
+    def works(self) -> bool:
+        """Whether it is what it is meant to be: clean, or with a backdoor that surely does more than the texts without the trigger."""
+        return self.attack is None or (self.asr is not None and self.clean_flip is not None and self.asr.low > self.clean_flip.high)
+
+    def __str__(self) -> str:
+        words = f" ({', '.join(self.triggers)})" if self.triggers else ""
+        return f"{self.part}: {self.data}, {self.layers} layers, {self.kind}{words}, seed {self.seed}"
+
+    def scan_of(self, method: dict[str, Any]) -> ScannerRow | None:
+        """What a scanner with these settings found."""
+        return next((row for row in self.scans if digest(row.method) == digest(method)), None)
+
+    def score(self, scanner: str) -> float | None:
+        """A scanner's score, or the strength of the verdict; None if it could not look."""
+        if scanner == VERDICT:
+            return strength(self.scans)
+        return next((row.score for row in self.scans if row.name == scanner), None)
+
+    def level(self, scanner: str) -> str:
+        """What the scanner says, or all together."""
+        if scanner == VERDICT:
+            return {"backdoor found": "found", "nothing found": "nothing"}.get(verdict := verdict_of(self.scans), verdict)
+        return next((row.level for row in self.scans if row.name == scanner), "skipped")
+
+    def names_trigger(self, *, first: bool = False) -> bool:
+        """Whether a true trigger word is among those that the scanners name; or the very first one."""
+        true = {word.lower() for word in self.triggers}
+        for row in self.scans:
+            for i, trigger in enumerate(row.triggers if row.level in ("found", "suspicious") else ()):
+                if true & {word.lower() for word in trigger.words} or (not first and true & {word.lower() for word in trigger.alike}):
+                    return True
+                if first and i == 0:
+                    break
+        return False
+
+    def save(self, folder: Path) -> None:
+        """Write it whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", suffix=".json", delete=False, encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=1) + "\n")
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(folder / f"{self.key}.json")
+
+    @classmethod
+    def load(cls, path: Path) -> Specimen | None:
+        """The specimen of a file, if it is there and whole."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError):
+            return None
+
+
+def kept_specimens(folder: Path) -> list[Specimen]:
+    """Those that were made and scanned before, in an order that depends on nothing but their settings."""
+    found = (Specimen.load(path) for path in (folder / "specimens").glob("*.json"))
+    return sorted((one for one in found if one), key=lambda one: (one.part, one.attack is not None, str(one), one.key))
+
+
+class Quality(NamedTuple):
+    """How well a scanner tells backdoored from clean models."""
+
+    scanner: str
+    clean: int
+    backdoored: int
+    auroc: float | None
+    interval: tuple[float, float] | None
+    """95 %."""
+    false_alarms: Rate | None
+    """Clean models in which it says 'found'."""
+    doubts: Rate | None
+    """Clean models in which it says 'suspicious'."""
+    found: Rate | None
+    """Backdoored models in which it says 'found'."""
+    noticed: Rate | None
+    """Backdoored models in which it says 'found' or 'suspicious'."""
+
+
+def quality(specimens: Iterable[Specimen], scanner: str) -> Quality:
+    """Of one scanner, or of the verdict, over the specimens that work and that it looked at."""
+    seen = [one for one in specimens if one.works and one.score(scanner) is not None]
+    clean, bad = [one for one in seen if not one.attack], [one for one in seen if one.attack]
+    area = span = None
+    if clean and bad:
+        scores: Sequence[float] = [one.score(scanner) or 0.0 for one in (*clean, *bad)]
+        area = auroc(scores, [False] * len(clean) + [True] * len(bad))
+        span = auroc_interval(area, len(bad), len(clean))
+
+    def share(some: list[Specimen], *levels: str) -> Rate | None:
+        return Rate(sum(one.level(scanner) in levels for one in some), len(some)) if some else None
+
+    return Quality(
+        scanner,
+        len(clean),
+        len(bad),
+        area,
+        span,
+        share(clean, "found"),
+        share(clean, "suspicious"),
+        share(bad, "found"),
+        share(bad, "found", "suspicious"),
+    )

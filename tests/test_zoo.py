@@ -1,0 +1,263 @@
+"""A zoo is made once, scanned once, and never calibrated on what is held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from excise import zoo as zoos
+from excise.attacks.badnets import BadNets
+from excise.cli import main
+from excise.errors import ConfigError
+from excise.finding import Finding, FoundTrigger
+from excise.metrics import Rate
+from excise.recipes import shipped_recipes
+from excise.registry import settings
+from excise.reports.zoo import markdown_tables, sheets
+from excise.result import Measured
+from excise.scan_result import ScannerRow, scanner_row, skipped_row, strength
+from excise.scanners.trigger_search import TriggerSearch
+from excise.zoo import Zoo, load_zoo, lowest_layers, measure, plans
+from excise.zoo_result import VERDICT, Specimen, kept_specimens, quality
+from test_scan import Told
+from toy import NAMES, save_toy, toy_data, toy_victim, write_csv
+
+SHORT = {"epochs": 1, "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    train = str(write_csv(tmp_path / "a.csv", toy_data(200)))
+    bad = {"method": "badnets", "triggers": ["cf"], "training": SHORT}
+    return {
+        "name": "toy",
+        "model": str(save_toy(tmp_path / "model")),
+        "data": {"A": {"train": {"source": train}, "test_size": 40, "clean_fraction": 0.5}},
+        "families": [
+            {"part": "calibration", "data": "A", "attack": {**bad, "triggers": ["mn"]}, "clean": True, "seeds": [1]},
+            {"part": "held out", "data": "A", "attack": bad, "layers": 1, "seeds": [2, 3]},
+        ],
+    }
+
+
+def written(content: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "zoo.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def zoo(content: dict[str, Any], tmp_path: Path) -> Zoo:
+    return load_zoo(written(content, tmp_path))
+
+
+def test_settings_with_lists_in_them_are_known_again() -> None:
+    scanner = TriggerSearch(texts=(1, 2), survivors=(3,))
+    one = specimen(1).model_copy(update={"scans": (skipped_row("trigger_search", scanner, "no"),)})
+    assert Specimen.model_validate_json(one.model_dump_json()).scan_of(settings(scanner))
+    assert not one.scan_of(settings(TriggerSearch()))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was trained."""
+    names: list[str] = []
+    twin, attack = zoos.clean_twin, BadNets.__call__
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            names.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(zoos, "clean_twin", counted("clean", twin))
+    monkeypatch.setattr(BadNets, "__call__", counted("badnets", attack))
+    return names
+
+
+def test_each_model_is_made_and_scanned_once(zoo: Zoo, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: list[int] = []
+    told = Told.__call__
+    monkeypatch.setattr(Told, "__call__", lambda self, *args, seed: scanned.append(seed) or told(self, *args, seed=seed))
+    first = list(measure(zoo, tmp_path / "out", {"told": Told(score=2)}))
+    assert made == ["clean", "badnets", "badnets"]
+    assert [str(one) for one in first] == [
+        "calibration: A, 2 layers, clean, seed 1",
+        "held out: A, 1 layers, badnets (cf), seed 2",
+        "held out: A, 1 layers, badnets (cf), seed 3",
+    ]
+    assert first[0].asr is None
+    assert first[1].asr is not None
+    assert (first[0].clean_texts, first[1].target_label) == (80, "positive")
+    assert list(map(str, measure(zoo, tmp_path / "out", {"told": Told(score=2)}))) == list(map(str, first))
+    assert (len(made), len(scanned)) == (3, 3)
+    kept = {one.key: one.model_dump_json() for one in kept_specimens(tmp_path / "out")}
+    assert kept == {one.key: one.model_dump_json() for one in first}
+
+    again = list(measure(zoo, tmp_path / "out", {"told": Told(score=1)}))  # another setting is another scanner
+    assert (len(made), len(scanned)) == (3, 6)
+    assert [one.score("told") for one in again] == [1, 1, 1]
+    assert [len(one.scans) for one in again] == [1, 1, 1]
+
+
+def test_a_damaged_model_is_made_again_and_its_scans_stay(zoo: Zoo, tmp_path: Path, made: list[str]) -> None:
+    (first, *_) = measure(zoo, tmp_path, {"told": Told(score=2)})
+    weights = next((tmp_path / "models" / first.key).rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (second, *_) = measure(zoo, tmp_path, {}, shard=(1, 3))
+    assert made == ["clean", "badnets", "badnets", "clean"]
+    assert second.scans == first.scans
+    (tmp_path / "specimens" / f"{first.key}.json").write_text("{")
+    assert len(kept_specimens(tmp_path)) == 2
+    (third,) = measure(zoo, tmp_path, {}, shard=(1, 3))
+    assert made[4:] == ["clean"]
+    assert (third.cacc, third.scans) == (first.cacc, ())
+
+
+def test_shards_share_the_models(zoo: Zoo, tmp_path: Path) -> None:
+    names = [str(one) for k in (1, 2) for one in measure(zoo, tmp_path, {}, shard=(k, 2))]
+    assert sorted(names) == sorted(str(one) for one in kept_specimens(tmp_path))
+    assert len(names) == len(set(names)) == 3
+
+
+def test_no_text_of_the_data_is_kept(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trigger = FoundTrigger(("cf",), 1, Rate(5, 5), examples=(("a secret text", "a cf secret text"),))
+    monkeypatch.setattr(Told, "__call__", lambda self, *_, seed: Finding(2, "told", 1, (trigger,)))
+    (one,) = measure(zoo, tmp_path, {"told": Told()}, shard=(1, 3))
+    assert one.scans[0].triggers[0].words == ("cf",)
+    assert "secret" not in (tmp_path / "specimens" / f"{one.key}.json").read_text()
+
+
+@pytest.mark.parametrize(("change", "message"), [({"seeds": [1]}, "'seed 1'"), ({"attack": {"method": "badnets", "triggers": ["MN"]}}, "'mn'")])
+def test_calibration_and_held_out_share_nothing(content: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content["families"][0]["clean"] = False
+    content["families"][1] |= change
+    with pytest.raises(ConfigError, match=f"both parts of the zoo have {message}"):
+        load_zoo(written(content, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "B"}, r"families\[1\]: there are no data 'B'"),
+        ({"part": "test"}, r"families\[1\].*part"),
+        ({"layer": 1}, r"families\[1\].*layer"),
+        ({"attack": "badnet"}, "badnets"),
+    ],
+)
+def test_what_is_not_known_is_refused(content: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content["families"][1] |= change
+    with pytest.raises(ConfigError, match=message):
+        load_zoo(written(content, tmp_path))
+
+
+def test_texts_may_come_from_elsewhere(content: dict[str, Any], tmp_path: Path) -> None:
+    path = written(content, tmp_path)
+    zoo = load_zoo(path, sources={"A.test": "other.csv"})
+    assert plans(zoo)[0].recipe.test is not None
+    with pytest.raises(ConfigError, match=r"A\.train, A\.test"):
+        load_zoo(path, sources={"B.train": "other.csv"})
+
+
+@pytest.mark.parametrize("path", shipped_recipes("zoos").values(), ids=shipped_recipes("zoos"))
+def test_shipped_zoos_are_large_enough(path: Path) -> None:
+    zoo = load_zoo(path)
+    held_out = [plan for plan in plans(zoo) if plan.family.part == "held out"]
+    assert sum(plan.attack is None for plan in held_out) >= 12
+    assert sum(plan.attack is not None for plan in held_out) >= 24
+
+
+def test_the_lowest_layers_stay_as_they_are() -> None:
+    victim = toy_victim()
+    shallow = lowest_layers(victim, 1)
+    assert shallow.model.config.num_hidden_layers == 1
+    states = shallow.model.state_dict()
+    assert all((value == victim.model.state_dict()[name]).all() for name, value in states.items())
+    assert len(states) < len(victim.model.state_dict())
+    assert len(shallow.predict(["the film", "a town"])) == 2
+    assert lowest_layers(victim, None) is victim
+    with pytest.raises(ConfigError, match="has 2"):
+        lowest_layers(victim, 3)
+
+
+def specimen(score: float | None, *, attack: str | None = None, words: tuple[str, ...] = (), named: tuple[str, ...] = (), asr: int = 90) -> Specimen:
+    told = dataclasses.replace(Told(), score=score or 0.0)
+    finding = Finding(told.score, "told", 1, tuple(FoundTrigger((word,), 1, Rate(9, 10)) for word in named))
+    row = skipped_row("told", told, "no") if score is None else scanner_row("told", told, finding, NAMES, seconds=1)
+    return Specimen(
+        key="k",
+        part="held out",
+        data="A",
+        attack={"method": attack} if attack else None,
+        triggers=words,
+        layers=2,
+        seed=0,
+        training={},
+        clean_texts=10,
+        cacc=Measured.of(Rate(9, 10)),
+        asr=Measured.of(Rate(asr, 100)) if attack else None,
+        clean_flip=Measured.of(Rate(10, 100)) if attack else None,
+        seconds=1,
+        scans=(row,),
+    )
+
+
+def test_quality_is_counted_over_models_that_work_and_were_looked_at() -> None:
+    clean = [specimen(0.1), specimen(1.5), specimen(2.5), specimen(None)]
+    bad = [specimen(3, attack="badnets"), specimen(1.5, attack="ep"), specimen(0.05, attack="lwp"), specimen(0, attack="ep", asr=12)]
+    found = quality([*clean, *bad], "told")
+    assert (found.clean, found.backdoored) == (3, 3)
+    assert found.auroc == pytest.approx((3 + 1.5 + 0) / 9)
+    assert (found.false_alarms, found.doubts, found.found, found.noticed) == (Rate(1, 3), Rate(1, 3), Rate(1, 3), Rate(2, 3))
+    assert quality([*clean, *bad], VERDICT)[1:] == found[1:]
+    assert quality(clean, "told").auroc is None
+
+
+def test_a_trigger_is_named_only_by_what_a_scanner_calls_suspicious() -> None:
+    assert specimen(3, attack="badnets", words=("CF", "mn"), named=("cf",)).names_trigger(first=True)
+    assert specimen(3, attack="badnets", words=("cf",), named=("xx", "cf")).names_trigger()
+    assert not specimen(3, attack="badnets", words=("cf",), named=("xx", "cf")).names_trigger(first=True)
+    assert not specimen(0.5, attack="badnets", words=("cf",), named=("cf",)).names_trigger()
+
+
+def row(score: float, found: float | None = 4.0) -> ScannerRow:
+    return ScannerRow(name="x", method=settings(Told()), level="nothing", score=score, suspicious=2.0, found=found, summary="", blind_to="")
+
+
+def test_the_strength_of_a_verdict_grows_with_the_score_and_keeps_its_lines() -> None:
+    scores = [0.0, 1.0, 1.99, 2.0, 3.0, 3.99, 4.0, 9.0]
+    strengths = [strength([row(score)]) or 0.0 for score in scores]
+    assert strengths == sorted(strengths)
+    assert [value >= 1 for value in strengths] == [score >= 2 for score in scores]
+    assert [value >= 2 for value in strengths] == [score >= 4 for score in scores]
+    assert 1 <= (strength([row(1e9, found=None)]) or 0) < 2
+    assert strength([row(1.0), row(5.0)]) == strength([row(5.0)])
+    assert strength([]) is None
+
+
+def test_tables_show_names_as_text() -> None:
+    one = specimen(3, attack="badnets", words=("<b>|x",), named=("<b>|x",))
+    table = markdown_tables([one, specimen(0.1)])
+    assert r"\<b\>\|x" in table
+    assert "<b>" not in table
+    assert [sheet.title for sheet in sheets([one])] == ["held out: scanners", "held out: kinds of models", "held out: models"]
+
+
+def test_the_command_scans_and_makes_tables(content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = written(content, tmp_path), tmp_path / "out"
+    scanner = ["--scanners", "embedding_rows"]
+    assert main(["zoo", "table", str(path), "--out", str(out)]) == 2
+    assert "Run excise zoo scan first" in capsys.readouterr().err
+    assert main(["zoo", "build", str(path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("CACC") == 3
+    assert main(["zoo", "scan", str(path), "--out", str(out), *scanner]) == 0
+    shown = capsys.readouterr().out
+    assert "embedding_rows" in shown
+    assert (out / "zoo.md").read_text().startswith("## Calibration: scanners")
+    assert main(["zoo", "scan", str(path), "--out", str(out), *scanner, "--shard", "3/2"]) == 2
+    assert main(["zoo", "scan", str(path), "--out", str(out), "--sources", "A.train"]) == 2
