@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -125,7 +126,7 @@ def hostile(bad: str) -> ScanResult:
     words = tuple(bad.split())
     trigger = FoundTrigger(words, 1, Rate(9, 10), alike=(bad, bad), examples=((bad, f"a {bad} b"),))
     finding = Finding(3.0, f"{bad}.", 1, (trigger,), ((0.1, 0.9), (0.5, 0.2)), ((0, 1),), {bad: 0.5})
-    return result((scanner_row(bad, Told(), finding, ("x", bad), seconds=1.0), skipped_row(bad, Told(), bad)), bad)
+    return result((scanner_row(bad, Told(), finding, ("x", bad), seconds=1.0), skipped_row(f"{bad} too", Told(), bad)), bad)
 
 
 @pytest.mark.parametrize("bad", HOSTILE, ids=ids)
@@ -143,6 +144,26 @@ def test_sarif_holds_no_control_characters(bad: str) -> None:
     assert [each["kind"] for each in run["results"]] == ["fail", "notApplicable"]
     assert all(rule["id"] == each["ruleId"] for rule, each in zip(run["tool"]["driver"]["rules"], run["results"], strict=True))
     assert not any(ord(c) < 32 and c not in "\n\t" for each in run["results"] for c in each["message"]["text"])
+
+
+@pytest.mark.parametrize("bad", [*HOSTILE, "/models/a b", "org/name"], ids=[*ids, "absolute", "hub"])
+def test_sarif_is_valid_against_its_schema(bad: str) -> None:
+    path = os.environ.get("SARIF_SCHEMA")
+    if not path:
+        pytest.skip("SARIF_SCHEMA names no file: the schema is OASIS's, sarif-schema-2.1.0.json")
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(Path(path).read_text(encoding="utf-8"))
+    validator = jsonschema.validators.validator_for(schema)(schema, format_checker=jsonschema.FormatChecker())
+    told = json.loads(sarif(hostile(bad)))
+    assert list(validator.iter_errors(told)) == []
+    told["runs"][0]["results"][0]["level"] = "terrible"
+    assert not validator.is_valid(told)
+
+
+@pytest.mark.parametrize(("model", "uri"), [("/models/a b", "file:///models/a%20b"), ("org/name@main", "org/name@main"), ("my model", "my%20model")])
+def test_the_scanned_model_is_sarif_s_location(model: str, uri: str) -> None:
+    (run,) = json.loads(sarif(hostile("x").model_copy(update={"model": model})))["runs"]
+    assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"] == {"uri": uri}
 
 
 def test_a_scan_survives_its_file(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def _rule(row: ScannerRow) -> dict[str, Any]:
         "id": row.name,
         "shortDescription": {"text": f"Backdoor scanner {row.name}"},
         "fullDescription": {"text": f"It cannot see {row.blind_to}."},
+        "help": {"text": f"Its score is suspicious from {row.suspicious} on" + (f", and says 'found' from {row.found} on." if row.found else ".")},
         "properties": {"suspicious": row.suspicious, "found": row.found},
     }
 
@@ -44,7 +45,7 @@ def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
     kind, level = KINDS[row.level]
     triggers = [trigger.model_dump(mode="json") for trigger in row.triggers]
     heads = [{"fullyQualifiedName": f"layer {layer + 1}, head {head + 1}", "kind": "member"} for layer, head in row.suspicious_heads]
-    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(PurePath(model).as_posix(), safe="/:@")}}}
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(model)}}}
     return {
         "ruleId": row.name,
         "ruleIndex": index,
@@ -54,6 +55,12 @@ def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
         "locations": [location | ({"logicalLocations": heads} if heads else {})],
         "properties": {"score": row.score, "seconds": round(row.seconds, 1), "triggers": triggers, "measures": row.measures},
     }
+
+
+def _uri(model: str) -> str:
+    """A folder's path or a hub id as a URI; only absolute paths get a scheme, as SARIF wants it."""
+    path = PurePath(model)
+    return path.as_uri() if path.is_absolute() else quote(path.as_posix(), safe="/:@")
 
 
 def _utc(result: ScanResult) -> str:
