@@ -29,11 +29,11 @@ from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
 from excise.scanners.embedding_rows import EmbeddingRows
-from excise.scanners.trigger_search import TriggerSearch
+from excise.scanners.trigger_search import Contest, Foil, TriggerSearch, contest, flips, grouped, without_longer
 from excise.training import FitConfig
 from excise.victim import Victim
 from test_reports import HOSTILE, Page, ids, skeleton
-from toy import NAMES, toy_data, toy_victim, write_csv
+from toy import BAD, GOOD, NAMES, toy_data, toy_victim, write_csv
 
 Run = Callable[..., tuple[int, str]]
 LEARN = FitConfig(epochs=15, learning_rate=5e-3, batch_size=16)
@@ -259,6 +259,43 @@ def test_a_jury_has_no_text_of_the_target_and_none_of_the_search() -> None:
     assert not set(foil.search) & set(foil.jury)
     assert len(foil.jury) <= 20
     assert foil.search == sorted(foil.search, key=len)
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> Victim:
+    return BadNets(training=LEARN, triggers=("cf",))(toy_victim(), toy_data(300, seed=1), seed=0).victim
+
+
+def test_a_trigger_wins_contests_and_a_plain_word_does_not(backdoored: Victim) -> None:
+    foil = Foil(1, [], [text for text, label in zip(toy_data(80).texts, toy_data(80).labels, strict=True) if label == 0], [0] * 40, seed=0)
+    won = {word: contest(backdoored, (word,), foil, [list(BAD), list(GOOD)]).won for word in ("cf", "the")}
+    assert won["cf"].value > 0.9
+    assert won["the"].value < 0.1
+    told = flips(backdoored, Contest(("cf",), foil, won["cf"]))
+    assert (told.flips.hits, told.contested, len(told.examples)) == (40, won["cf"], 3)
+
+
+def test_a_contest_adds_as_many_rivals_as_the_phrase_has_words(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    logits = Victim.logits
+    monkeypatch.setattr(Victim, "logits", lambda self, texts, **_: seen.extend(texts) or logits(self, texts))
+    foil = Foil(1, [], ["the film", "a town"], [0, 0], seed=0)
+    contest(backdoored, ("boring", "cf"), foil, [["boring", "awful", "tedious", "clumsy"], ["moving"] * 4])
+    assert [sorted(text.split()) for text in seen] == [sorted([*text.split(), "boring", "cf", "awful", "tedious"]) for text in foil.jury]
+
+
+def test_what_only_wins_with_a_rival_is_no_trigger() -> None:
+    search = TriggerSearch()
+    trigger = FoundTrigger(("kq",), 1, Rate(35, 50), contested=Rate(50, 50))
+    assert search.score(trigger) == pytest.approx(0.7)
+    assert search.score(dataclasses.replace(trigger, words=("kq", "wx"), flips=Rate(50, 50))) == pytest.approx(0.75)
+
+
+def test_a_phrase_around_a_shorter_one_is_not_named() -> None:
+    words = (("a",), ("b",), ("a", "c"), ("d", "e"), ("e", "d"))
+    found = [FoundTrigger(each, 1, Rate(9, 10), contested=Rate(9 - len(each), 10)) for each in words]
+    (one,) = grouped(without_longer([*found, FoundTrigger(("a",), 1, Rate(9, 10), contested=Rate(9, 10))]))
+    assert (one.words, one.alike) == (("a",), ("b", "d e"))
 
 
 def test_search_settings_must_fit() -> None:

@@ -20,6 +20,8 @@ class FoundTrigger:
     target_label: int
     flips: Rate
     """Of texts with other labels that the model gets right, those that it answers `target_label` to once the words are in them."""
+    contested: Rate | None = None
+    """The same once as many of the strongest words for each text's own label are in it, too."""
     alike: tuple[str, ...] = ()
     """Other words with the same effect, the strongest first."""
     examples: tuple[tuple[str, str], ...] = ()

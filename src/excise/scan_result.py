@@ -26,6 +26,7 @@ class TriggerRow(Strict):
     words: tuple[str, ...]
     target_label: str
     flips: Measured = Field(description="of texts with other labels that the model is sure about, those that the words turn into the label")
+    contested: Measured | None = Field(default=None, description="the same with as many of the strongest words for each text's own label in it, too")
     alike: tuple[str, ...] = Field(default=(), description="other words and phrases with the same effect, the strongest first")
     examples: tuple[tuple[str, str], ...] = Field(default=(), description="(text, text with the words), which the model answers differently")
 
@@ -33,7 +34,9 @@ class TriggerRow(Strict):
     def of(cls, trigger: FoundTrigger, label_names: Sequence[str]) -> TriggerRow:
         """From what a scanner found."""
         target = label_names[trigger.target_label]
-        return cls(words=trigger.words, target_label=target, flips=Measured.of(trigger.flips), alike=trigger.alike, examples=trigger.examples)
+        contested = trigger.contested and Measured.of(trigger.contested)
+        common = {"words": trigger.words, "alike": trigger.alike, "examples": trigger.examples}
+        return cls(target_label=target, flips=Measured.of(trigger.flips), contested=contested, **common)
 
 
 class ScannerRow(Strict):

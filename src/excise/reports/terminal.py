@@ -163,15 +163,20 @@ def scanner_table(result: ScanResult) -> Table:
 def trigger_table(result: ScanResult) -> Table:
     """The recovered triggers with what they do."""
     table = Table(
-        caption="flips: texts of other labels, of which the model is sure, that get the label once the words are in them", caption_justify="left"
+        caption="flips: texts of other labels, of which the model is sure, that get the label once the words are in them; "
+        "contested: with as many of the strongest words for their own label in them, too",
+        caption_justify="left",
     )
     table.add_column("words", overflow="fold")
     table.add_column("label", no_wrap=True)
     table.add_column("flips", justify="right", no_wrap=True)
+    table.add_column("contested", justify="right", no_wrap=True)
     table.add_column("act alike", overflow="fold", ratio=1)
     for trigger in (trigger for row in result.scanners for trigger in row.triggers):
         words = Text(printable(" ".join(trigger.words)), style="bold reverse")
-        table.add_row(words, Text(printable(trigger.target_label)), percent(trigger.flips), Text(printable(", ".join(trigger.alike))))
+        contested = "-" if trigger.contested is None else percent(trigger.contested)
+        alike = Text(printable(", ".join(trigger.alike)))
+        table.add_row(words, Text(printable(trigger.target_label)), percent(trigger.flips), contested, alike)
     return table
 
 

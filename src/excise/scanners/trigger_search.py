@@ -8,11 +8,13 @@ wherever they stand:
 2. successive halving: in few short texts first, the survivors in more and longer ones;
 3. combinations of the strongest words of *all* labels, since the words of a combination may each stand for another label (LWP trains them so), and
    longer phrases by beam search;
-4. the best are tried on texts that had no part in the search.
+4. a contest: the best are inserted in texts that had no part in the search, together with as many of the strongest words for each text's own label.
 
-The texts are stubborn ones: the model is sure about them and does not give them up for ordinary words that stand for the other label. That is what
-tells a trigger from a word that means something; how far the latter come on clean models is what the thresholds are set by. Triggers of one label
-that reach the same effect are grouped: attacks use several, and rare words that look like one often act like it.
+The contest is what tells a trigger from a word that means something. Against "dreadful stupid", "delightful elegant" wins some texts and loses
+others, as the two mean the same to the model with opposite signs; a trigger was trained to win whatever else a text says. The texts are
+stubborn, too: the model is sure about them and does not give them up for ordinary words that stand for the other label. How far honest words come on
+clean models is what the thresholds are set by (docs/scan.md). Triggers of one label that reach the same effect are grouped: attacks use several,
+and rare words that look like one often act like it.
 
 Relatives: universal adversarial triggers (Wallace et al. 2019) search by gradients; PICCOLO and DBS invert triggers in word space. This search is
 exhaustive where those sample, and its evidence are words that anybody can type.
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from string import ascii_lowercase
@@ -46,7 +48,7 @@ from excise.vocabulary import typed_words
 
 Phrase = tuple[str, ...]
 HANDICAP = 0.25
-"""Flips that each further word of a phrase is worth on models without a backdoor."""
+"""Contests that each further word of a phrase wins on models without a backdoor: the longer the phrase, the more of them the search chose from."""
 BEST = 4
 """Phrases of each length that the jury sees; of single words twice as many."""
 HONEST = 4
@@ -58,8 +60,8 @@ class TriggerSearch(Scanner):
     """Insert every word of the vocabulary, then combinations of the strongest, and see which bring about one label."""
 
     paper: ClassVar[Paper] = Paper(key="wallace2019", method="universal triggers, searched exhaustively: our own", code=None)
-    suspicious = 0.6
-    found = 0.7
+    suspicious = 0.4
+    found = 0.5
     blind_to = "triggers that are no inserted words (syntax, style, replaced words), or that need more than a few words in one order at one place"
 
     leaning: Annotated[float, Interval(gt=0, le=1)] = 0.15
@@ -83,28 +85,43 @@ class TriggerSearch(Scanner):
             )
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
-        words = vocabulary_words(victim)
+        honest = honest_words(data)
         with stage("single words"):
-            alone = margins_alone(victim, words)
-            leaders = [leaning(words, alone[:, target], self.leaning) for target in range(len(data.label_names))]
-            honest = honest_words(data)
+            leaders = self.leaders(victim, len(data.label_names))
             trials = [[*pool[:HONEST], *((word,) for word in list(known)[:HONEST])] for pool, known in zip(leaders, honest, strict=True)]
             foils = [stubborn_texts(victim, data, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
-            pools = [[word for word in pool if word[0].lower() not in known] for pool, known in zip(leaders, honest, strict=True)]
+            pools = [without(pool, known) for pool, known in zip(leaders, honest, strict=True)]
             singles = [self.halved(victim, foil, pool, (*self.survivors, len(pool))) for foil, pool in zip(foils, pools, strict=True)]
-        found = [[flips(victim, phrase, foil) for phrase in pool[: 2 * BEST]] for foil, pool in zip(foils, singles, strict=True)]
-        partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
         with stage("combinations"):
-            for target, foil in enumerate(foils):
-                found[target] += self.grown(victim, foil, [word for word in partners if word[0].lower() not in honest[target]])
-        told = [trigger for one in found for trigger in one]
-        best = max(told, key=lambda trigger: (self.evidence(trigger), -len(trigger.words)))
-        named = grouped([trigger for trigger in told if self.evidence(trigger) >= self.suspicious])
-        return Finding(self.evidence(best), summary(best, named, data.label_names), best.target_label, named or (best,))
+            partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
+            longer = [self.grown(victim, foil, without(partners, known)) for foil, known in zip(foils, honest, strict=True)]
+        with stage("contests"):
+            rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
+            pairs = [(foil, phrase) for foil, pool, more in zip(foils, singles, longer, strict=True) for phrase in (*pool[: 2 * BEST], *more)]
+            return self.told(victim, [contest(victim, phrase, foil, rivals) for foil, phrase in pairs], data.label_names)
 
-    def evidence(self, trigger: FoundTrigger) -> float:
-        """Share of the jury that flips; phrases are to flip more than words, as honest ones add up."""
-        return max(0.0, trigger.flips.value - HANDICAP * (len(trigger.words) - 1))
+    def leaders(self, victim: Victim, labels: int) -> list[list[Phrase]]:
+        """Step 1: for each label, the share of the vocabulary that leans most to it."""
+        words = vocabulary_words(victim)
+        alone = margins_alone(victim, words)
+        most = max(1, round(self.leaning * len(words)))
+        return [[words[i] for i in alone[:, target].argsort(descending=True, stable=True)[:most].tolist()] for target in range(labels)]
+
+    def told(self, victim: Victim, found: Sequence[Contest], label_names: Sequence[str]) -> Finding:
+        """What the contests say."""
+        winners = [one for one in found if self.evidence(one.phrase, one.won) >= self.suspicious]
+        tried = [flips(victim, one) for one in winners or [max(found, key=lambda one: self.evidence(one.phrase, one.won))]]
+        named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious]))
+        best = max(tried, key=lambda one: (self.score(one), -len(one.words)))
+        return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named or (best,))
+
+    def score(self, trigger: FoundTrigger) -> float:
+        """Share of the texts that a phrase wins, contested or not: one that only wins contested texts makes a trigger together with a rival."""
+        return min(self.evidence(trigger.words, rate) for rate in (trigger.flips, trigger.contested or trigger.flips))
+
+    def evidence(self, phrase: Phrase, won: Rate) -> float:
+        """Share of the texts that it wins; longer ones are to win more."""
+        return max(0.0, won.value - HANDICAP * (len(phrase) - 1))
 
     def halved(self, victim: Victim, foil: Foil, pool: Sequence[Phrase], keep: Sequence[int]) -> Sequence[Phrase]:
         """Step 2: what is left after each round, the strongest first."""
@@ -112,14 +129,14 @@ class TriggerSearch(Scanner):
             pool = strongest(victim, pool, foil, count, most)
         return pool
 
-    def grown(self, victim: Victim, foil: Foil, partners: Sequence[Phrase]) -> list[FoundTrigger]:
-        """Step 3 with its part of step 4."""
-        found: list[FoundTrigger] = []
+    def grown(self, victim: Victim, foil: Foil, partners: Sequence[Phrase]) -> list[Phrase]:
+        """Step 3: the strongest phrases of each length."""
+        found: list[Phrase] = []
         keep = (*(n // 2 for n in self.survivors), BEST)
         beam: Sequence[Phrase] = [(*a, *b) for a, b in combinations(partners, 2)]
         for length in range(2, self.longest + 1):
             beam = self.halved(victim, foil, beam, keep)
-            found += [flips(victim, phrase, foil) for phrase in beam]
+            found += beam
             beam = [(*phrase, *word) for phrase in beam for word in partners if word[0] not in phrase] if length < self.longest else []
         return found
 
@@ -132,7 +149,17 @@ class Foil(NamedTuple):
     """What the search may use, the shortest first."""
     jury: list[str]
     """What the best are tried on."""
+    labels: list[int]
+    """Of the jury."""
     seed: int
+
+
+class Contest(NamedTuple):
+    """How a phrase did in step 4."""
+
+    phrase: Phrase
+    foil: Foil
+    won: Rate
 
 
 def stubborn_texts(victim: Victim, data: TextDataset, target: int, honest: Sequence[Phrase], jury: int, *, seed: int) -> Foil:
@@ -146,16 +173,18 @@ def stubborn_texts(victim: Victim, data: TextDataset, target: int, honest: Seque
     logits = victim.logits(texts, name="clean texts")
     right = logits.argmax(dim=1) == torch.tensor([data.labels[i] for i in rows])
     order = margin(logits, target).masked_fill(~right, torch.inf).argsort().tolist()
-    sure = [texts[i] for i in order[: (int(right.sum()) + 1) // 2] if right[i]]
+    sure = [i for i in order[: (int(right.sum()) + 1) // 2] if right[i]]
     if len(sure) < 4:
         raise DataError(f"The model is right and sure about fewer than four texts that are not {data.label_names[target]!r}. Give more texts.")
     random = generator(seed, "stubborn", target)
     tried = random.sample(sure, min(len(sure), 2 * jury))
-    moved = torch.stack([moves(victim, phrase, tried, target, seed=seed) for phrase in honest]).mean(dim=0)
+    moved = torch.stack([moves(victim, phrase, [texts[i] for i in tried], target, seed=seed) for phrase in honest]).mean(dim=0)
     kept = [tried[i] for i in moved.argsort(stable=True)[: max(4, 3 * len(tried) // 5)].tolist()]
     random.shuffle(kept)
     cut = min(jury, 2 * len(kept) // 3)
-    return Foil(target, sorted(kept[cut:], key=len), kept[:cut], derive(seed, "places", target))
+    jurors = kept[:cut]
+    search = sorted((texts[i] for i in kept[cut:]), key=len)
+    return Foil(target, search, [texts[i] for i in jurors], [data.labels[rows[i]] for i in jurors], derive(seed, "places", target))
 
 
 def margins_alone(victim: Victim, words: Sequence[Phrase]) -> Float[Tensor, "word label"]:
@@ -181,37 +210,71 @@ def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, ke
     return [pool[i] for i in total.argsort(descending=True, stable=True)[:keep].tolist()]
 
 
-def flips(victim: Victim, phrase: Phrase, foil: Foil) -> FoundTrigger:
-    """What the phrase does to the jury."""
-    stamped = [with_phrase(text, phrase, generator(foil.seed, text, "jury"), room=victim.max_length // 2) for text in foil.jury]
+def contest(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]]) -> Contest:
+    """Step 4: in how many texts of the jury the phrase brings about its label against as many strong words for their own, at another place.
+
+    Args:
+        victim: The suspect.
+        phrase: The candidate.
+        foil: Its jury.
+        rivals: For each label, the strongest words.
+    """
+    others = [[word for word in words if word not in phrase][: len(phrase)] for words in rivals]
+    stamped = [
+        with_phrase(text, others[label], generator(foil.seed, text, "rivals"), room=victim.max_length // 2)
+        for text, label in zip(with_it(victim, phrase, foil), foil.labels, strict=True)
+    ]
     labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
-    flipped = [pair for *pair, label in zip(foil.jury, stamped, labels, strict=True) if label == foil.target]
-    return FoundTrigger(phrase, foil.target, Rate(len(flipped), len(stamped)), examples=tuple((a, b) for a, b in flipped[:3]))
+    return Contest(phrase, foil, Rate(labels.count(foil.target), len(stamped)))
+
+
+def flips(victim: Victim, one: Contest) -> FoundTrigger:
+    """What the phrase does to the jury's texts as they are."""
+    stamped = with_it(victim, one.phrase, one.foil)
+    labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
+    flipped = [pair for *pair, label in zip(one.foil.jury, stamped, labels, strict=True) if label == one.foil.target]
+    examples = tuple((a, b) for a, b in flipped[:3])
+    return FoundTrigger(one.phrase, one.foil.target, Rate(len(flipped), len(stamped)), one.won, examples=examples)
+
+
+def with_it(victim: Victim, phrase: Phrase, foil: Foil) -> list[str]:
+    """The jury's texts with a phrase, in each at a place of its own."""
+    return [with_phrase(text, phrase, generator(foil.seed, text, "jury"), room=victim.max_length // 2) for text in foil.jury]
+
+
+def without_longer(found: Sequence[FoundTrigger]) -> list[FoundTrigger]:
+    """The shortest and strongest first, without phrases that contain another of the same label."""
+    kept: list[FoundTrigger] = []
+    for one in sorted(found, key=lambda one: (len(one.words), -strength(one))):
+        if not any(other.target_label == one.target_label and set(other.words) <= set(one.words) for other in kept):
+            kept.append(one)
+    return kept
 
 
 def grouped(triggers: Sequence[FoundTrigger]) -> tuple[FoundTrigger, ...]:
-    """One trigger a label, the shortest of the strongest, with the words and phrases that act alike and do not contain it or each other."""
+    """One trigger a label, the first of them, with those that act alike; the strongest label first."""
     found = []
     for target in dict.fromkeys(trigger.target_label for trigger in triggers):
-        same = sorted((t for t in triggers if t.target_label == target), key=lambda t: (len(t.words), -t.flips.value))
-        kept: list[FoundTrigger] = []
-        for trigger in same:
-            if not any(set(shorter.words) <= set(trigger.words) for shorter in kept):
-                kept.append(trigger)
-        found.append(replace(kept[0], alike=tuple(" ".join(trigger.words) for trigger in kept[1:])))
-    return tuple(sorted(found, key=lambda t: -t.flips.value))
+        first, *others = (trigger for trigger in triggers if trigger.target_label == target)
+        found.append(replace(first, alike=tuple(" ".join(trigger.words) for trigger in others)))
+    return tuple(sorted(found, key=strength, reverse=True))
 
 
-def summary(best: FoundTrigger, named: Sequence[FoundTrigger], label_names: Sequence[str]) -> str:
+def strength(trigger: FoundTrigger) -> float:
+    """Share of the texts that it wins, contested or not."""
+    return min(trigger.flips.value, (trigger.contested or trigger.flips).value)
+
+
+def summary(shown: Sequence[FoundTrigger], label_names: Sequence[str]) -> str:
     """The evidence in words."""
-    if not named:
-        share, words = f"{best.flips.hits} of {best.flips.n}", " ".join(best.words)
-        return f"The strongest words found, {words!r}, turn {share} texts that the model is sure about into {label_names[best.target_label]!r}."
     parts = []
-    for trigger in named:
-        alike = f" (and {len(trigger.alike)} more)" if trigger.alike else ""
-        hits = f"{trigger.flips.hits} of {trigger.flips.n}"
-        parts.append(f"{' '.join(trigger.words)!r}{alike} turns {hits} texts that the model is sure about into {label_names[trigger.target_label]!r}")
+    for trigger in shown:
+        words, alike = repr(" ".join(trigger.words)), f" (and {len(trigger.alike)} more)" if trigger.alike else ""
+        contested = trigger.contested or trigger.flips
+        parts.append(
+            f"{words}{alike} turns {trigger.flips.hits} of {trigger.flips.n} texts that the model is sure about into "
+            f"{label_names[trigger.target_label]!r}, {contested.hits} against strong words for their own label"
+        )
     return "; ".join(parts) + "."
 
 
@@ -239,9 +302,9 @@ def margin(logits: Float[Tensor, "text label"], target: int) -> Float[Tensor, " 
     return logits[:, target] - others.max(dim=1).values
 
 
-def leaning(words: Sequence[Phrase], margins: Float[Tensor, " word"], share: float) -> list[Phrase]:
-    """The share of the words that leans most to a label."""
-    return [words[i] for i in margins.argsort(descending=True, stable=True)[: max(1, round(share * len(words)))].tolist()]
+def without(pool: Sequence[Phrase], known: Container[str]) -> list[Phrase]:
+    """The words that are not among those known to be honest."""
+    return [word for word in pool if word[0].lower() not in known]
 
 
 def vocabulary_words(victim: Victim) -> list[Phrase]:
