@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +22,7 @@ from excise.console import _Timing
 from excise.data import TextDataset
 from excise.errors import AttentionError, ConfigError, DataError
 from excise.finding import Finding, FoundTrigger
+from excise.insertion import embeddings_replaced
 from excise.method import Paper, Scanner
 from excise.metrics import Rate
 from excise.progress import Progress
@@ -28,6 +31,7 @@ from excise.reports.sarif import sarif
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
+from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners.embedding_rows import EmbeddingRows
 from excise.scanners.trigger_search import Contest, Foil, TriggerSearch, contest, flips, grouped, without_longer
 from excise.training import FitConfig
@@ -296,6 +300,59 @@ def test_a_phrase_around_a_shorter_one_is_not_named() -> None:
     found = [FoundTrigger(each, 1, Rate(9, 10), contested=Rate(9 - len(each), 10)) for each in words]
     (one,) = grouped(without_longer([*found, FoundTrigger(("a",), 1, Rate(9, 10), contested=Rate(9, 10))]))
     assert (one.words, one.alike) == (("a",), ("b", "d e"))
+
+
+def texts_of(label: int) -> list[str]:
+    data = toy_data(80)
+    return [text for text, own in zip(data.texts, data.labels, strict=True) if own == label]
+
+
+def test_a_slope_is_what_the_margin_does(backdoored: Victim) -> None:
+    victim = dataclasses.replace(backdoored, model=copy.deepcopy(backdoored.model).double())
+    here = slots(victim, texts_of(0)[:3], 1, 2, random.Random(0))
+    assert here.is_new.sum(dim=1).tolist() == [2, 2, 2]
+    vectors = torch.randn(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def mean_margin(change: torch.Tensor) -> float:
+        with torch.inference_mode(), embeddings_replaced(victim.module, here.is_new, (vectors + change).repeat(3, 1)):
+            return float(margin(victim.model(**here.batch.inputs).logits.float(), 1).mean())
+
+    slope = margin_slope(victim, here, vectors.expand(3, -1, -1))
+    for place, dimension in ((0, 3), (1, 17)):
+        step = torch.zeros_like(vectors)
+        step[place, dimension] = 0.05
+        assert (mean_margin(step) - mean_margin(-step)) / 0.1 == pytest.approx(float(slope[place, dimension]), abs=2e-3)
+
+
+def test_margins_of_phrases_are_those_of_the_texts_with_them(backdoored: Victim) -> None:
+    here = slots(backdoored, texts_of(0)[:3], 1, 1, random.Random(0))
+    tokens = torch.tensor(backdoored.tokenizer.convert_tokens_to_ids(["cf", "the"]))
+    both = mean_margins(backdoored, here, tokens[:, None])
+    assert both[0] > both[1]
+    ids = here.batch.inputs["input_ids"].masked_fill(here.is_new, int(tokens[1]))
+    logits = backdoored.model(**{**here.batch.inputs, "input_ids": ids}).logits.detach()
+    assert both[1] == pytest.approx(float(margin(logits, 1).mean()), abs=1e-5)
+
+
+def test_gradients_lead_to_the_trigger(backdoored: Victim) -> None:
+    found = by_gradient(backdoored, texts_of(0), 1, length=2, rounds=2, seed=0)
+    assert any("cf" in phrase for phrase in found.phrases[:5])
+    assert all(len(set(phrase)) == 2 for phrase in found.phrases)
+    assert found == by_gradient(backdoored, texts_of(0), 1, length=2, rounds=2, seed=0)
+
+
+def test_free_vectors_turn_texts_and_name_words(backdoored: Victim) -> None:
+    found = by_ascent(backdoored, texts_of(0)[:8], texts_of(0)[8:], 1, length=1, seed=0)
+    assert found.flips is not None
+    assert found.flips.value > 0.9
+    assert all(word.isprintable() for (word,) in found.phrases)
+
+
+def test_a_guided_search_says_so(backdoored: Victim) -> None:
+    search = TriggerSearch(guided=("gradient", "continuous"), rounds=1, leaning=0.02, longest=2, jury=16)
+    found = search(backdoored, toy_data(200), seed=0)
+    assert found.score > search.found
+    assert list(found.measures) == ["share that free vectors turn into 'negative'", "share that free vectors turn into 'positive'"]
 
 
 def test_search_settings_must_fit() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from excise.victim import Batch, Victim
 
-__all__ = ["embeddings_replaced", "inserted", "places", "together", "with_phrase"]
+__all__ = ["bounded", "embeddings_replaced", "filler", "inserted", "places", "together", "with_phrase"]
 
 
 def with_phrase(text: str, phrase: Sequence[str], random: Random, *, room: int) -> str:
@@ -85,3 +85,14 @@ def embeddings_replaced(model: Any, is_virtual: Bool[Tensor, "batch token"], vec
         yield
     finally:
         hook.remove()
+
+
+def bounded(vectors: Float[Tensor, "*any hidden"], longest: Any) -> Float[Tensor, "*any hidden"]:
+    """Longer vectors scaled down to `longest`."""
+    return vectors * (longest / vectors.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+
+
+def filler(victim: Victim) -> int:
+    """The token whose id stands where a virtual token is: one that no model takes for padding."""
+    padding = victim.tokenizer.pad_token_id
+    return next(i for i in (victim.tokenizer.unk_token_id, 0, 1) if isinstance(i, int) and i != padding)

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from excise.data import TextDataset
-from excise.insertion import embeddings_replaced, inserted, places, together
+from excise.insertion import bounded, embeddings_replaced, filler, inserted, places, together
 from excise.method import Defense, Paper
 from excise.seeds import derive, generator
 from excise.training import FitConfig, Loss, fit
@@ -72,14 +72,14 @@ class VirtualTokens(Defense):
 
     def loss(self, suspect: Victim, population: Population) -> Loss:
         """CE of texts with virtual tokens + keep · KL of clean texts, after the virtual tokens' own steps of ascent."""
-        random, filler = population.random, _filler(suspect)
+        random, empty = population.random, filler(suspect)
 
         def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
             for _ in range(self.ascents):
                 population.ascend(student, batch)
             members = population.assign(batch.labels)
-            stamped, is_virtual = inserted(batch, places(student, batch, self.tokens, random), filler)
-            both = together(stamped, batch, filler)
+            stamped, is_virtual = inserted(batch, places(student, batch, self.tokens, random), empty)
+            both = together(stamped, batch, empty)
             marked = torch.cat([is_virtual, torch.zeros_like(is_virtual)])
             with embeddings_replaced(student.module, marked, population.vectors[members].flatten(0, 1)):
                 with_token, without = student.model(**both.inputs).logits.float().chunk(2)
@@ -118,7 +118,7 @@ class Population:
         """One step of every member that got a text of the batch, towards its target; the oldest are drawn anew."""
         model = student.module
         members = self.assign(batch.labels)
-        stamped, is_virtual = inserted(batch, places(student, batch, self.settings.tokens, self.random), _filler(student))
+        stamped, is_virtual = inserted(batch, places(student, batch, self.settings.tokens, self.random), filler(student))
         vectors = self.vectors.requires_grad_(True)
         was_training = model.training
         model.eval()
@@ -141,18 +141,7 @@ def ascended(
     return bounded(vectors + step * gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12), longest)
 
 
-def bounded(vectors: Float[Tensor, "*any hidden"], longest: Any) -> Float[Tensor, "*any hidden"]:
-    """Longer vectors scaled down to `longest`."""
-    return vectors * (longest / vectors.norm(dim=-1, keepdim=True)).clamp_max(1.0)
-
-
 def kept_answers(wanted: Float[Tensor, "batch label"], given: Float[Tensor, "batch label"], *, temperature: float) -> Float[Tensor, ""]:
     """T² · KL(softmax(wanted / T) ‖ softmax(given / T)), averaged over the texts (Hinton et al. 2015)."""
     soft_given, soft_wanted = ((logits / temperature).log_softmax(dim=1) for logits in (given, wanted))
     return temperature**2 * kl_div(soft_given, soft_wanted, log_target=True, reduction="batchmean")
-
-
-def _filler(victim: Victim) -> int:
-    """The token whose id stands where a virtual token is: one that no model takes for padding."""
-    padding = victim.tokenizer.pad_token_id
-    return next(i for i in (victim.tokenizer.unk_token_id, 0, 1) if isinstance(i, int) and i != padding)

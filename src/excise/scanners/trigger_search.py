@@ -28,7 +28,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from string import ascii_lowercase
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Interval
@@ -42,6 +42,7 @@ from excise.insertion import with_phrase
 from excise.method import Paper, Scanner
 from excise.metrics import Rate, wilson_interval
 from excise.progress import stage
+from excise.scanners._guided import Guided, by_ascent, by_gradient, margin
 from excise.seeds import derive, generator
 from excise.victim import Victim
 from excise.vocabulary import typed_words
@@ -76,6 +77,10 @@ class TriggerSearch(Scanner):
     """Words in the longest phrase that is tried."""
     jury: Annotated[int, Ge(8)] = 64
     """Texts that the best are tried on, if there are so many."""
+    guided: tuple[Literal["gradient", "continuous"], ...] = ()
+    """Where more candidates come from: HotFlip's rule, for phrases of the longest length; and free vectors, for the words nearest to them."""
+    rounds: Annotated[int, Ge(1)] = 3
+    """Passes of HotFlip's rule over the places of a phrase."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,10 +100,17 @@ class TriggerSearch(Scanner):
         with stage("combinations"):
             partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
             longer = [self.grown(victim, foil, without(partners, known)) for foil, known in zip(foils, honest, strict=True)]
+        with stage("guided"):
+            led = [self.led(victim, foil, known, seed=seed) for foil, known in zip(foils, honest, strict=True)]
         with stage("contests"):
             rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
-            pairs = [(foil, phrase) for foil, pool, more in zip(foils, singles, longer, strict=True) for phrase in (*pool[: 2 * BEST], *more)]
-            return self.told(victim, [contest(victim, phrase, foil, rivals) for foil, phrase in pairs], data.label_names)
+            found = [
+                contest(victim, phrase, foil, rivals)
+                for foil, pool, more, guided in zip(foils, singles, longer, led, strict=True)
+                for phrase in dict.fromkeys((*pool[: 2 * BEST], *more, *guided.phrases))
+            ]
+        ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
+        return replace(self.told(victim, found, data.label_names), measures=ease)
 
     def leaders(self, victim: Victim, labels: int) -> list[list[Phrase]]:
         """Step 1: for each label, the share of the vocabulary that leans most to it."""
@@ -139,6 +151,18 @@ class TriggerSearch(Scanner):
             found += beam
             beam = [(*phrase, *word) for phrase in beam for word in partners if word[0] not in phrase] if length < self.longest else []
         return found
+
+    def led(self, victim: Victim, foil: Foil, known: Container[str], *, seed: int) -> Guided:
+        """More candidates for step 4, from gradients; the strongest of each source."""
+        phrases, ease = list[Phrase](), None
+        for source in self.guided:
+            if source == "gradient":
+                more = by_gradient(victim, foil.search, foil.target, length=self.longest, rounds=self.rounds, seed=seed).phrases
+            else:
+                more, ease = by_ascent(victim, foil.search, foil.jury, foil.target, length=self.longest, seed=seed)
+            ordinary = [phrase for phrase in more if not any(word.lower() in known for word in phrase)]
+            phrases += strongest(victim, ordinary[: self.survivors[-1]], foil, max(self.texts), BEST)
+        return Guided(phrases, ease)
 
 
 class Foil(NamedTuple):
@@ -293,13 +317,6 @@ def honest_words(data: TextDataset) -> list[dict[str, float]]:
         surest = {word: wilson_interval(mine[word], n)[0] for word, n in total.items()}
         found.append({word: surest[word] for word in sorted(surest, key=lambda word: (-surest[word], word)) if surest[word] > usual})
     return found
-
-
-def margin(logits: Float[Tensor, "text label"], target: int) -> Float[Tensor, " text"]:
-    """The logit of a label less the greatest of the others."""
-    others = logits.clone()
-    others[:, target] = -torch.inf
-    return logits[:, target] - others.max(dim=1).values
 
 
 def without(pool: Sequence[Phrase], known: Container[str]) -> list[Phrase]:
