@@ -342,7 +342,7 @@ def test_gradients_lead_to_the_trigger(backdoored: Victim) -> None:
 
 
 def test_free_vectors_turn_texts_and_name_words(backdoored: Victim) -> None:
-    found = by_ascent(backdoored, texts_of(0)[:8], texts_of(0)[8:], 1, length=1, seed=0)
+    found = by_ascent(backdoored, texts_of(0)[:8], texts_of(0)[8:], 1, length=2, seed=0)  # one vector as short as most of a toy's rows is too weak
     assert found.flips is not None
     assert found.flips.value > 0.9
     assert all(word.isprintable() for (word,) in found.phrases)
