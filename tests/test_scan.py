@@ -33,7 +33,7 @@ from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners.embedding_rows import EmbeddingRows
-from excise.scanners.trigger_search import Contest, Foil, TriggerSearch, contest, flips, grouped, without_longer
+from excise.scanners.trigger_search import Contest, Foil, TriggerSearch, contest, crowded, flips, grouped, margins_alone, without_longer
 from excise.training import FitConfig
 from excise.victim import Victim
 from test_reports import HOSTILE, Page, ids, skeleton
@@ -353,6 +353,25 @@ def test_a_guided_search_says_so(backdoored: Victim) -> None:
     found = search(backdoored, toy_data(200), seed=0)
     assert found.score > search.found
     assert list(found.measures) == ["share that free vectors turn into 'negative'", "share that free vectors turn into 'positive'"]
+
+
+def test_crowds_hold_every_word_once_with_those_of_its_length() -> None:
+    words = [(word,) for word in ("aa", "bbb", "cc", "dddd", "ee", "fff", "gg")]
+    crowds = crowded(words, 2, seed=1)
+    assert sorted(word for crowd in crowds for word in crowd) == sorted(word for (word,) in words)
+    assert [len(word) for crowd in crowds for word in crowd] == [2, 2, 2, 2, 3, 3, 4]
+    assert [len(crowd) for crowd in crowds] == [2, 2, 2, 1]
+    assert crowded(words, 2, seed=1) == crowds
+    assert crowded(words, 0, seed=1) == []
+
+
+def test_a_crowd_is_thinned_out_to_what_acts_in_it(backdoored: Victim) -> None:
+    foil = Foil(1, texts_of(0)[:8], texts_of(0)[8:], [0] * 32, seed=0)
+    crowds: list[tuple[str, ...]] = [("the", "film", "with", "town"), ("story", "cf", "people", "in"), ("actors", "music", "scenes", "about")]
+    found = TriggerSearch(longest=2).thinned(backdoored, foil, crowds, margins_alone(backdoored, crowds)[:, 1])
+    assert found[1] == ("cf",)
+    assert [len(phrase) for phrase in found[:2]] == [2, 1]
+    assert "cf" in found[0]
 
 
 def test_search_settings_must_fit() -> None:

@@ -7,7 +7,8 @@ wherever they stand:
    that carry the label honestly in the clean texts;
 2. successive halving: in few short texts first, the survivors in more and longer ones;
 3. combinations of the strongest words of *all* labels, since the words of a combination may each stand for another label (LWP trains them so), and
-   longer phrases by beam search;
+   longer phrases by beam search; and crowds: words that lean to no label, many at a time and of about one length, as a combination acts in a
+   crowd too; the strongest crowds are thinned out to a few words;
 4. a contest: the best are inserted in texts that had no part in the search, together with as many of the strongest words for each text's own label.
 
 The contest is what tells a trigger from a word that means something. Against "dreadful stupid", "delightful elegant" wins some texts and loses
@@ -77,6 +78,8 @@ class TriggerSearch(Scanner):
     """Words in the longest phrase that is tried."""
     jury: Annotated[int, Ge(8)] = 64
     """Texts that the best are tried on, if there are so many."""
+    crowd: Annotated[int, Ge(0)] = 8
+    """Words that lean to no label are tried so many at a time; 0 leaves them out."""
     guided: tuple[Literal["gradient", "continuous"], ...] = ()
     """Where more candidates come from: HotFlip's rule, for phrases of the longest length; and free vectors, for the words nearest to them."""
     rounds: Annotated[int, Ge(1)] = 3
@@ -90,9 +93,9 @@ class TriggerSearch(Scanner):
             )
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
-        honest = honest_words(data)
+        honest, words = honest_words(data), vocabulary_words(victim)
         with stage("single words"):
-            leaders = self.leaders(victim, len(data.label_names))
+            leaders = self.leaders(words, margins_alone(victim, words))
             trials = [[*pool[:HONEST], *((word,) for word in list(known)[:HONEST])] for pool, known in zip(leaders, honest, strict=True)]
             foils = [stubborn_texts(victim, data, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
             pools = [without(pool, known) for pool, known in zip(leaders, honest, strict=True)]
@@ -100,24 +103,27 @@ class TriggerSearch(Scanner):
         with stage("combinations"):
             partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
             longer = [self.grown(victim, foil, without(partners, known)) for foil, known in zip(foils, honest, strict=True)]
+        with stage("crowds"):
+            leading = {word for pool in leaders for word in pool}
+            crowds = crowded([word for word in words if word not in leading], self.crowd, seed=seed)
+            alone = margins_alone(victim, crowds)
+            thin = [self.thinned(victim, foil, crowds, alone[:, foil.target]) for foil in foils]
         with stage("guided"):
             led = [self.led(victim, foil, known, seed=seed) for foil, known in zip(foils, honest, strict=True)]
         with stage("contests"):
             rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
             found = [
                 contest(victim, phrase, foil, rivals)
-                for foil, pool, more, guided in zip(foils, singles, longer, led, strict=True)
-                for phrase in dict.fromkeys((*pool[: 2 * BEST], *more, *guided.phrases))
+                for foil, pool, more, crowd, guided in zip(foils, singles, longer, thin, led, strict=True)
+                for phrase in dict.fromkeys((*pool[: 2 * BEST], *more, *crowd, *guided.phrases))
             ]
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
         return replace(self.told(victim, found, data.label_names), measures=ease)
 
-    def leaders(self, victim: Victim, labels: int) -> list[list[Phrase]]:
-        """Step 1: for each label, the share of the vocabulary that leans most to it."""
-        words = vocabulary_words(victim)
-        alone = margins_alone(victim, words)
+    def leaders(self, words: Sequence[Phrase], alone: Float[Tensor, "word label"]) -> list[list[Phrase]]:
+        """Step 1: for each label, the share of the words that leans most to it."""
         most = max(1, round(self.leaning * len(words)))
-        return [[words[i] for i in alone[:, target].argsort(descending=True, stable=True)[:most].tolist()] for target in range(labels)]
+        return [[words[i] for i in margins.argsort(descending=True, stable=True)[:most].tolist()] for margins in alone.T]
 
     def told(self, victim: Victim, found: Sequence[Contest], label_names: Sequence[str]) -> Finding:
         """What the contests say."""
@@ -150,6 +156,17 @@ class TriggerSearch(Scanner):
             beam = self.halved(victim, foil, beam, keep)
             found += beam
             beam = [(*phrase, *word) for phrase in beam for word in partners if word[0] not in phrase] if length < self.longest else []
+        return found
+
+    def thinned(self, victim: Victim, foil: Foil, crowds: Sequence[Phrase], alone: Float[Tensor, " crowd"]) -> list[Phrase]:
+        """Step 3: the strongest crowds, from each of which words are left out as long as what is left is strongest."""
+        first = [crowds[i] for i in alone.argsort(descending=True, stable=True)[: self.survivors[0]].tolist()]
+        found: list[Phrase] = []
+        for crowd in self.halved(victim, foil, first, (*(n // 2 for n in self.survivors), BEST)):
+            left = crowd
+            while len(left) > 1:
+                (left,) = strongest(victim, [(*left[:i], *left[i + 1 :]) for i in range(len(left))], foil, self.texts[len(self.texts) // 2], 1)
+                found += [left] if len(left) <= self.longest else []
         return found
 
     def led(self, victim: Victim, foil: Foil, known: Container[str], *, seed: int) -> Guided:
@@ -317,6 +334,14 @@ def honest_words(data: TextDataset) -> list[dict[str, float]]:
         surest = {word: wilson_interval(mine[word], n)[0] for word, n in total.items()}
         found.append({word: surest[word] for word in sorted(surest, key=lambda word: (-surest[word], word)) if surest[word] > usual})
     return found
+
+
+def crowded(words: Sequence[Phrase], size: int, *, seed: int) -> list[Phrase]:
+    """The words, so many at a time, in random order but with those of a like length together; none for a size of 0."""
+    order = list(words) if size else []
+    generator(seed, "crowds").shuffle(order)
+    order.sort(key=lambda word: len(word[0]))
+    return [tuple(word for (word,) in order[i : i + size]) for i in range(0, len(order), max(1, size))]
 
 
 def without(pool: Sequence[Phrase], known: Container[str]) -> list[Phrase]:
