@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,14 @@ from excise.finding import Finding, FoundTrigger
 from excise.metrics import Rate
 from excise.recipes import shipped_recipes
 from excise.registry import settings
+from excise.reports.terminal import track_line
 from excise.reports.zoo import markdown_tables, sheets
 from excise.result import Measured
-from excise.scan_result import ScannerRow, scanner_row, skipped_row, strength
+from excise.scan_result import ScannerRow, judged, scanner_row, skipped_row, strength
 from excise.scanners.trigger_search import TriggerSearch
+from excise.track_record import _kept, save_tracks, track_of
 from excise.zoo import Zoo, load_zoo, lowest_layers, measure, plans
-from excise.zoo_result import VERDICT, Specimen, kept_specimens, quality
+from excise.zoo_result import VERDICT, Specimen, kept_specimens, quality, tracks
 from test_scan import Told
 from toy import NAMES, save_toy, toy_data, toy_victim, write_csv
 
@@ -186,8 +187,8 @@ def test_the_lowest_layers_stay_as_they_are() -> None:
 
 
 def specimen(score: float | None, *, attack: str | None = None, words: tuple[str, ...] = (), named: tuple[str, ...] = (), asr: int = 90) -> Specimen:
-    told = dataclasses.replace(Told(), score=score or 0.0)
-    finding = Finding(told.score, "told", 1, tuple(FoundTrigger((word,), 1, Rate(9, 10)) for word in named))
+    told = Told(score=3)
+    finding = Finding(score or 0.0, "told", 1, tuple(FoundTrigger((word,), 1, Rate(9, 10)) for word in named))
     row = skipped_row("told", told, "no") if score is None else scanner_row("told", told, finding, NAMES, seconds=1)
     return Specimen(
         key="k",
@@ -238,6 +239,33 @@ def test_the_strength_of_a_verdict_grows_with_the_score_and_keeps_its_lines() ->
     assert 1 <= (strength([row(1e9, found=None)]) or 0) < 2
     assert strength([row(1.0), row(5.0)]) == strength([row(5.0)])
     assert strength([]) is None
+
+
+def test_a_row_is_judged_by_the_lines_of_today() -> None:
+    old = scanner_row("told", Told(), Finding(1.5, "told"), NAMES, seconds=1)
+    lower = type("Lower", (Told,), {"found": 1.4})
+    assert (old.level, judged(old, lower()).level, judged(old, lower()).found) == ("suspicious", "found", 1.4)
+    skipped = skipped_row("told", Told(), "why")
+    assert judged(skipped, lower()).level == "skipped"
+
+
+def test_a_track_record_is_of_what_is_held_out_and_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [specimen(0.1), specimen(2.5), specimen(3, attack="badnets"), specimen(1.5, attack="ep", asr=80), specimen(0, attack="ep", asr=12)]
+    (track,) = tracks([*made, specimen(9).model_copy(update={"part": "calibration"})])
+    assert (track.false_alarms.hits, track.false_alarms.n, track.found.hits, track.noticed.hits, track.found.n) == (1, 2, 1, 2, 2)
+    assert track.kinds == {"badnets": (1, 1), "ep": (0, 1)}
+    assert track.least_asr == 0.8
+    assert tracks(made[:2]) == ()
+
+    save_tracks((track,), tmp_path / "track.json")
+    monkeypatch.setattr("excise.track_record.FILE", tmp_path / "track.json")
+    monkeypatch.setattr("excise.track_record._kept", _kept.__wrapped__)
+    assert track_of(settings(Told(score=3))) == track
+    assert track_of(settings(Told(score=4))) is None
+    row = scanner_row("told", Told(score=3), Finding(3, "told"), NAMES, seconds=1)
+    assert "called 1 of 2 clean ones 'found'" in track_line(row)
+    assert "1 of 2 backdoored ones (badnets 1 of 1, ep 0 of 1; ASR from 80 % on)" in track_line(row)
+    assert "has not been measured" in track_line(scanner_row("told", Told(score=4), Finding(3, "told"), NAMES, seconds=1))
 
 
 def test_tables_show_names_as_text() -> None:

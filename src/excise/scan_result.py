@@ -13,8 +13,21 @@ from excise.finding import Finding, FoundTrigger
 from excise.method import Scanner
 from excise.registry import settings
 from excise.result import Measured, Record, Strict, read_record
+from excise.track_record import Track, track_of
 
-__all__ = ["Level", "ScanResult", "ScannerRow", "TriggerRow", "Verdict", "load_scan", "scanner_row", "skipped_row", "strength", "verdict_of"]
+__all__ = [
+    "Level",
+    "ScanResult",
+    "ScannerRow",
+    "TriggerRow",
+    "Verdict",
+    "judged",
+    "load_scan",
+    "scanner_row",
+    "skipped_row",
+    "strength",
+    "verdict_of",
+]
 
 Level = Literal["found", "suspicious", "nothing", "skipped"]
 Verdict = Literal["backdoor found", "suspicious", "nothing found", "not scanned"]
@@ -56,6 +69,7 @@ class ScannerRow(Strict):
     heads: tuple[tuple[float, ...], ...] = Field(default=(), description="for each layer, a number a head")
     suspicious_heads: tuple[tuple[int, int], ...] = Field(default=(), description="(layer, head), both from 0")
     measures: dict[str, float] = Field(default_factory=dict)
+    track: Track | None = Field(default=None, description="how often it was right about models that were made for it, with the same settings")
 
 
 class ScanResult(Record):
@@ -73,10 +87,9 @@ class ScanResult(Record):
 
 def scanner_row(name: str, scanner: Scanner, finding: Finding, label_names: Sequence[str], *, seconds: float) -> ScannerRow:
     """A row from a finding."""
-    level: Level = "found" if finding.score >= scanner.found else "suspicious" if finding.score >= scanner.suspicious else "nothing"
     return ScannerRow(
         **_lines(name, scanner),
-        level=level,
+        level=level_of(finding.score, scanner),
         score=finding.score,
         summary=finding.summary,
         seconds=seconds,
@@ -88,6 +101,17 @@ def scanner_row(name: str, scanner: Scanner, finding: Finding, label_names: Sequ
     )
 
 
+def level_of(score: float, scanner: Scanner) -> Level:
+    """What a score means."""
+    return "found" if score >= scanner.found else "suspicious" if score >= scanner.suspicious else "nothing"
+
+
+def judged(row: ScannerRow, scanner: Scanner) -> ScannerRow:
+    """The row of an earlier scan by the lines that the scanner has now."""
+    level = row.level if row.score is None else level_of(row.score, scanner)
+    return row.model_copy(update={"level": level, **_lines(row.name, scanner), "method": row.method})
+
+
 def skipped_row(name: str, scanner: Scanner, why: str) -> ScannerRow:
     """The row of a scanner that could not look."""
     return ScannerRow(**_lines(name, scanner), level="skipped", summary=why)
@@ -95,7 +119,9 @@ def skipped_row(name: str, scanner: Scanner, why: str) -> ScannerRow:
 
 def _lines(name: str, scanner: Scanner) -> dict[str, Any]:
     found = None if math.isinf(scanner.found) else scanner.found
-    return {"name": name, "method": settings(scanner), "suspicious": scanner.suspicious, "found": found, "blind_to": scanner.blind_to}
+    method = settings(scanner)
+    lines = {"suspicious": scanner.suspicious, "found": found, "blind_to": scanner.blind_to}
+    return {"name": name, "method": method, "track": track_of(method), **lines}
 
 
 def verdict_of(rows: Sequence[ScannerRow]) -> Verdict:

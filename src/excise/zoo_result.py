@@ -13,8 +13,9 @@ from excise.kept import digest
 from excise.metrics import Rate, auroc, auroc_interval
 from excise.result import Measured, Strict
 from excise.scan_result import ScannerRow, strength, verdict_of
+from excise.track_record import Track
 
-__all__ = ["VERDICT", "Part", "Quality", "Specimen", "kept_specimens", "quality"]
+__all__ = ["VERDICT", "Part", "Quality", "Specimen", "kept_specimens", "quality", "tracks"]
 
 Part = Literal["calibration", "held out"]
 VERDICT = "verdict"
@@ -107,6 +108,27 @@ def kept_specimens(folder: Path) -> list[Specimen]:
     """Those that were made and scanned before, in an order that depends on nothing but their settings."""
     found = (Specimen.load(path) for path in (folder / "specimens").glob("*.json"))
     return sorted((one for one in found if one), key=lambda one: (one.part, one.attack is not None, str(one), one.key))
+
+
+def tracks(specimens: Sequence[Specimen]) -> tuple[Track, ...]:
+    """The track record of every scanner that looked at clean and at backdoored models, from those that are held out."""
+    held_out = [one for one in specimens if one.part == "held out" and one.works]
+    found = []
+    for name in dict.fromkeys(row.name for one in held_out for row in one.scans):
+        seen = [one for one in held_out if one.score(name) is not None]
+        bad, summary = [one for one in seen if one.attack], quality(seen, name)
+        rates = {key: rate and Measured.of(rate) for key in ("false_alarms", "doubts", "found", "noticed") if (rate := getattr(summary, key))}
+        if len(rates) < 4:
+            continue
+        row = next(row for row in bad[0].scans if row.name == name)
+        wanted = ("found",) if row.found is not None else ("suspicious",)
+        kinds = {
+            kind: (sum(one.level(name) in wanted for one in bad if one.kind == kind), sum(one.kind == kind for one in bad))
+            for kind in sorted({one.kind for one in bad})
+        }
+        least = min(one.asr.value for one in bad if one.asr)
+        found.append(Track(scanner=name, method=row.method, kinds=kinds, least_asr=least, **rates))
+    return tuple(found)
 
 
 class Quality(NamedTuple):

@@ -46,8 +46,10 @@ class Options:
 def run(options: Options, console: Console) -> None:
     from excise.commands.scan import chosen
     from excise.reports.zoo import markdown_tables, specimen_line, terminal_tables
+    from excise.scan_result import judged
+    from excise.track_record import save_tracks
     from excise.zoo import load_zoo, measure
-    from excise.zoo_result import kept_specimens
+    from excise.zoo_result import kept_specimens, tracks
 
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"{options.out} is a file; a folder for the zoo was expected.")
@@ -59,11 +61,15 @@ def run(options: Options, console: Console) -> None:
             console.say(specimen_line(specimen))
     if options.action == "build":
         return
-    specimens = kept_specimens(options.out)
+    specimens = [
+        one.model_copy(update={"scans": tuple(judged(row, scanners[row.name]) for row in one.scans if row.name in scanners)})
+        for one in kept_specimens(options.out)
+    ]
     if not any(specimen.scans for specimen in specimens):
         raise ConfigError(f"{options.out} holds no scanned model. Run excise zoo scan first.")
     for table in terminal_tables(specimens):
         console.show(table)
+    save_tracks(tracks(specimens), options.out / "track_record.json")
     (options.out / "zoo.md").write_text(markdown_tables(specimens), encoding="utf-8")
 
 

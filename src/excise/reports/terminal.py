@@ -182,5 +182,19 @@ def trigger_table(result: ScanResult) -> Table:
 
 def scan_lines(result: ScanResult) -> list[str]:
     """The verdict, and what it does not cover."""
-    blind = [f"{row.name} cannot see {row.blind_to}." for row in result.scanners if row.level != "skipped"]
-    return [VERDICTS[result.verdict], *blind]
+    looked = [row for row in result.scanners if row.level != "skipped"]
+    return [VERDICTS[result.verdict], *(f"{row.name} cannot see {row.blind_to}.{track_line(row)}" for row in looked)]
+
+
+def track_line(row: ScannerRow) -> str:
+    """How often the scanner was right about models that were made for it, in a sentence that follows another."""
+    track = row.track
+    if track is None:
+        return " How often it is right with these settings has not been measured."
+    answer = "found" if row.found is not None else "suspicious"
+    wrong, right = (track.false_alarms, track.found) if row.found is not None else (track.doubts, track.noticed)
+    kinds = ", ".join(f"{kind} {hits} of {n}" for kind, (hits, n) in track.kinds.items())
+    return (
+        f" Of models made for it, it called {wrong.hits} of {wrong.n} clean ones {answer!r} (95 %: {100 * wrong.low:.0f}-{100 * wrong.high:.0f} %) "
+        f"and {right.hits} of {right.n} backdoored ones ({kinds}; ASR from {100 * track.least_asr:.0f} % on)."
+    )
