@@ -9,7 +9,7 @@ from rich.text import Text
 
 from excise.errors import printable
 from excise.result import Attribution, Example, LossRow, Measured, Result, TrialRow
-from excise.scan_result import ScanResult
+from excise.scan_result import ScannerRow, ScanResult
 
 __all__ = [
     "attribution_tables",
