@@ -53,7 +53,9 @@ HANDICAP = 0.25
 """Contests that each further word of a phrase wins on models without a backdoor: the longer the phrase, the more of them the search chose from."""
 BEST = 4
 """Phrases of each length that the jury sees; of single words twice as many."""
-HONEST = 4
+HEAT = 16
+"""Texts of the first contest; whoever wins half of what is suspicious there is tried on the whole jury."""
+HONEST = 2
 """So many of the words that lean most to a label, and of those that carry it in the clean texts, a text has to withstand."""
 
 
@@ -112,11 +114,13 @@ class TriggerSearch(Scanner):
             led = [self.led(victim, foil, known, seed=seed) for foil, known in zip(foils, honest, strict=True)]
         with stage("contests"):
             rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
-            found = [
-                contest(victim, phrase, foil, rivals)
+            heat = [
+                contest(victim, phrase, foil, rivals, most=HEAT)
                 for foil, pool, more, crowd, guided in zip(foils, singles, longer, thin, led, strict=True)
                 for phrase in dict.fromkeys((*pool[: 2 * BEST], *more, *crowd, *guided.phrases))
             ]
+            ahead = [one for one in heat if self.lead(one) >= self.suspicious / 2] or [max(heat, key=self.lead)]
+            found = [contest(victim, one.phrase, one.foil, rivals) for one in ahead]
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
         return replace(self.told(victim, found, data.label_names), measures=ease)
 
@@ -127,8 +131,8 @@ class TriggerSearch(Scanner):
 
     def told(self, victim: Victim, found: Sequence[Contest], label_names: Sequence[str]) -> Finding:
         """What the contests say."""
-        winners = [one for one in found if self.evidence(one.phrase, one.won) >= self.suspicious]
-        tried = [flips(victim, one) for one in winners or [max(found, key=lambda one: self.evidence(one.phrase, one.won))]]
+        winners = [one for one in found if self.lead(one) >= self.suspicious]
+        tried = [flips(victim, one) for one in winners or [max(found, key=self.lead)]]
         named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious]))
         best = max(tried, key=lambda one: (self.score(one), -len(one.words)))
         return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named or (best,))
@@ -136,6 +140,10 @@ class TriggerSearch(Scanner):
     def score(self, trigger: FoundTrigger) -> float:
         """Share of the texts that a phrase wins, contested or not: one that only wins contested texts makes a trigger together with a rival."""
         return min(self.evidence(trigger.words, rate) for rate in (trigger.flips, trigger.contested or trigger.flips))
+
+    def lead(self, one: Contest) -> float:
+        """The evidence of a contest."""
+        return self.evidence(one.phrase, one.won)
 
     def evidence(self, phrase: Phrase, won: Rate) -> float:
         """Share of the texts that it wins; longer ones are to win more."""
@@ -251,7 +259,7 @@ def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, ke
     return [pool[i] for i in total.argsort(descending=True, stable=True)[:keep].tolist()]
 
 
-def contest(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]]) -> Contest:
+def contest(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]], *, most: int | None = None) -> Contest:
     """Step 4: in how many texts of the jury the phrase brings about its label against as many strong words for their own, at another place.
 
     Args:
@@ -259,11 +267,12 @@ def contest(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequenc
         phrase: The candidate.
         foil: Its jury.
         rivals: For each label, the strongest words.
+        most: Use so many of the jury's texts; None is all.
     """
     others = [[word for word in words if word not in phrase][: len(phrase)] for words in rivals]
     stamped = [
         with_phrase(text, others[label], generator(foil.seed, text, "rivals"), room=victim.max_length // 2)
-        for text, label in zip(with_it(victim, phrase, foil), foil.labels, strict=True)
+        for text, label in zip(with_it(victim, phrase, foil)[:most], foil.labels[:most], strict=True)
     ]
     labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
     return Contest(phrase, foil, Rate(labels.count(foil.target), len(stamped)))
