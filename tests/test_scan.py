@@ -31,9 +31,10 @@ from excise.reports.sarif import sarif
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
+from excise.scanners._contests import Contest, Foil, contest, flips, stubborn_texts
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners.embedding_rows import EmbeddingRows
-from excise.scanners.trigger_search import Contest, Foil, TriggerSearch, contest, crowded, flips, grouped, margins_alone, without_longer
+from excise.scanners.trigger_search import TriggerSearch, crowded, grouped, without_longer
 from excise.training import FitConfig
 from excise.victim import Victim
 from test_reports import HOSTILE, Page, ids, skeleton
@@ -253,8 +254,6 @@ def test_from_scan_needs_a_method_that_takes_triggers(suspects: Path, capsys: py
 
 
 def test_a_jury_has_no_text_of_the_target_and_none_of_the_search() -> None:
-    from excise.scanners.trigger_search import stubborn_texts
-
     data = toy_data(200)
     victim = BadNets(training=LEARN)(toy_victim(), toy_data(300, seed=1), seed=0).victim
     foil = stubborn_texts(victim, data, 1, [("brilliant",)], 20, seed=0)
@@ -368,7 +367,7 @@ def test_crowds_hold_every_word_once_with_those_of_its_length() -> None:
 def test_a_crowd_is_thinned_out_to_what_acts_in_it(backdoored: Victim) -> None:
     foil = Foil(1, texts_of(0)[:8], texts_of(0)[8:], [0] * 32, seed=0)
     crowds: list[tuple[str, ...]] = [("the", "film", "with", "town"), ("story", "cf", "people", "in"), ("actors", "music", "scenes", "about")]
-    found = TriggerSearch(longest=2).thinned(backdoored, foil, crowds, margins_alone(backdoored, crowds)[:, 1])
+    (found,) = TriggerSearch(longest=2).thinned(backdoored, [foil], crowds)
     assert found[1] == ("cf",)
     assert [len(phrase) for phrase in found[:2]] == [2, 1]
     assert "cf" in found[0]

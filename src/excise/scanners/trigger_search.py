@@ -23,32 +23,28 @@ exhaustive where those sample, and its evidence are words that anybody can type.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from string import ascii_lowercase
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from annotated_types import Ge, Interval
 from jaxtyping import Float
 from torch import Tensor
 
 from excise.data import TextDataset
-from excise.errors import ConfigError, DataError
+from excise.errors import ConfigError
 from excise.finding import Finding, FoundTrigger
-from excise.insertion import with_phrase
 from excise.method import Paper, Scanner
-from excise.metrics import Rate, wilson_interval
+from excise.metrics import Rate
 from excise.progress import stage
-from excise.scanners._guided import Guided, by_ascent, by_gradient, margin
-from excise.seeds import derive, generator
+from excise.scanners._contests import Contest, Foil, Phrase, contest, flips, honest_words, margins_alone, strongest, stubborn_texts
+from excise.scanners._guided import Guided, by_ascent, by_gradient
+from excise.seeds import generator
 from excise.victim import Victim
 from excise.vocabulary import typed_words
 
-Phrase = tuple[str, ...]
 HANDICAP = 0.25
 """Contests that each further word of a phrase wins on models without a backdoor: the longer the phrase, the more of them the search chose from."""
 BEST = 4
@@ -66,7 +62,7 @@ class TriggerSearch(Scanner):
     paper: ClassVar[Paper] = Paper(key="wallace2019", method="universal triggers, searched exhaustively: our own", code=None)
     suspicious = 0.4
     found = 0.5
-    blind_to = "triggers that are no inserted words (syntax, style, replaced words), or that need more than a few words in one order at one place"
+    blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or that are two ordinary words which act only together"
 
     leaning: Annotated[float, Interval(gt=0, le=1)] = 0.15
     """Share of the vocabulary that goes on from step 1, for each label."""
@@ -97,32 +93,41 @@ class TriggerSearch(Scanner):
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
         honest, words = honest_words(data), vocabulary_words(victim)
         with stage("single words"):
-            leaders = self.leaders(words, margins_alone(victim, words))
-            trials = [[*pool[:HONEST], *((word,) for word in list(known)[:HONEST])] for pool, known in zip(leaders, honest, strict=True)]
-            foils = [stubborn_texts(victim, data, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
+            leaders = self.leaders(words, margins_alone(victim, words))  # step 1
+            foils = self.foils(victim, data, leaders, honest, seed=seed)
             pools = [without(pool, known) for pool, known in zip(leaders, honest, strict=True)]
-            singles = [self.halved(victim, foil, pool, (*self.survivors, len(pool))) for foil, pool in zip(foils, pools, strict=True)]
-        with stage("combinations"):
+            singles = [self.halved(victim, foil, pool, (*self.survivors, len(pool))) for foil, pool in zip(foils, pools, strict=True)]  # step 2
+        with stage("combinations"):  # step 3
             partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
             longer = [self.grown(victim, foil, without(partners, known)) for foil, known in zip(foils, honest, strict=True)]
         with stage("crowds"):
             leading = {word for pool in leaders for word in pool}
-            crowds = crowded([word for word in words if word not in leading], self.crowd, seed=seed)
-            alone = margins_alone(victim, crowds)
-            thin = [self.thinned(victim, foil, crowds, alone[:, foil.target]) for foil in foils]
+            thin = self.thinned(victim, foils, crowded([word for word in words if word not in leading], self.crowd, seed=seed))
         with stage("guided"):
             led = [self.led(victim, foil, known, seed=seed) for foil, known in zip(foils, honest, strict=True)]
-        with stage("contests"):
-            rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
-            heat = [
-                contest(victim, phrase, foil, rivals, most=HEAT)
-                for foil, pool, more, crowd, guided in zip(foils, singles, longer, thin, led, strict=True)
-                for phrase in dict.fromkeys((*pool[: 2 * BEST], *more, *crowd, *guided.phrases))
-            ]
-            ahead = [one for one in heat if self.lead(one) >= self.suspicious / 2] or [max(heat, key=self.lead)]
-            found = [contest(victim, one.phrase, one.foil, rivals) for one in ahead]
+        with stage("contests"):  # step 4
+            sources = zip(singles, longer, thin, led, strict=True)
+            phrases = [[*pool[: 2 * BEST], *more, *crowd, *guided.phrases] for pool, more, crowd, guided in sources]
+            found = self.told(victim, self.contests(victim, foils, phrases, singles), data.label_names)
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
-        return replace(self.told(victim, found, data.label_names), measures=ease)
+        return replace(found, measures=ease)
+
+    def foils(
+        self, victim: Victim, data: TextDataset, leaders: Sequence[Sequence[Phrase]], honest: Sequence[Mapping[str, float]], *, seed: int
+    ) -> list[Foil]:
+        """For each label, texts that withstand the words that lean most to it and those that carry it in the clean texts."""
+        trials = [[*pool[:HONEST], *((word,) for word in list(known)[:HONEST])] for pool, known in zip(leaders, honest, strict=True)]
+        return [stubborn_texts(victim, data, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
+
+    def contests(
+        self, victim: Victim, foils: Sequence[Foil], phrases: Sequence[Sequence[Phrase]], singles: Sequence[Sequence[Phrase]]
+    ) -> list[Contest]:
+        """Step 4: every phrase in a few texts, and those that win some in all of the jury's."""
+        rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
+        pairs = [(phrase, foil) for foil, pool in zip(foils, phrases, strict=True) for phrase in dict.fromkeys(pool)]
+        heat = [contest(victim, phrase, foil, rivals, most=HEAT) for phrase, foil in pairs]
+        ahead = [one for one in heat if self.lead(one) >= self.suspicious / 2] or [max(heat, key=self.lead)]
+        return [contest(victim, one.phrase, one.foil, rivals) for one in ahead]
 
     def leaders(self, words: Sequence[Phrase], alone: Float[Tensor, "word label"]) -> list[list[Phrase]]:
         """Step 1: for each label, the share of the words that leans most to it."""
@@ -166,15 +171,18 @@ class TriggerSearch(Scanner):
             beam = [(*phrase, *word) for phrase in beam for word in partners if word[0] not in phrase] if length < self.longest else []
         return found
 
-    def thinned(self, victim: Victim, foil: Foil, crowds: Sequence[Phrase], alone: Float[Tensor, " crowd"]) -> list[Phrase]:
-        """Step 3: the strongest crowds, from each of which words are left out as long as what is left is strongest."""
-        first = [crowds[i] for i in alone.argsort(descending=True, stable=True)[: self.survivors[0]].tolist()]
-        found: list[Phrase] = []
-        for crowd in self.halved(victim, foil, first, (*(n // 2 for n in self.survivors), BEST)):
-            left = crowd
-            while len(left) > 1:
-                (left,) = strongest(victim, [(*left[:i], *left[i + 1 :]) for i in range(len(left))], foil, self.texts[len(self.texts) // 2], 1)
-                found += [left] if len(left) <= self.longest else []
+    def thinned(self, victim: Victim, foils: Sequence[Foil], crowds: Sequence[Phrase]) -> list[list[Phrase]]:
+        """Step 3: for each label the strongest crowds, from each of which words are left out as long as what is left is strongest."""
+        alone, found = margins_alone(victim, crowds), []
+        for foil in foils:
+            order = alone[:, foil.target].argsort(descending=True, stable=True)[: self.survivors[0]]
+            kept: list[Phrase] = []
+            for crowd in self.halved(victim, foil, [crowds[i] for i in order.tolist()], (*(n // 2 for n in self.survivors), BEST)):
+                left = crowd
+                while len(left) > 1:
+                    (left,) = strongest(victim, [(*left[:i], *left[i + 1 :]) for i in range(len(left))], foil, self.texts[len(self.texts) // 2], 1)
+                    kept += [left] if len(left) <= self.longest else []
+            found.append(kept)
         return found
 
     def led(self, victim: Victim, foil: Foil, known: Container[str], *, seed: int) -> Guided:
@@ -188,108 +196,6 @@ class TriggerSearch(Scanner):
             ordinary = [phrase for phrase in more if not any(word.lower() in known for word in phrase)]
             phrases += strongest(victim, ordinary[: self.survivors[-1]], foil, max(self.texts), BEST)
         return Guided(phrases, ease)
-
-
-class Foil(NamedTuple):
-    """Texts that keep their label, which is not `target`, when ordinary words that stand for `target` are inserted."""
-
-    target: int
-    search: list[str]
-    """What the search may use, the shortest first."""
-    jury: list[str]
-    """What the best are tried on."""
-    labels: list[int]
-    """Of the jury."""
-    seed: int
-
-
-class Contest(NamedTuple):
-    """How a phrase did in step 4."""
-
-    phrase: Phrase
-    foil: Foil
-    won: Rate
-
-
-def stubborn_texts(victim: Victim, data: TextDataset, target: int, honest: Sequence[Phrase], jury: int, *, seed: int) -> Foil:
-    """Of the texts of other labels, those that the model gets right, is sure about, and does not give up for the words that lean most to the target.
-
-    Raises:
-        DataError: There are fewer than four.
-    """
-    rows = [i for i, label in enumerate(data.labels) if label != target]
-    texts = [data.texts[i] for i in rows]
-    logits = victim.logits(texts, name="clean texts")
-    right = logits.argmax(dim=1) == torch.tensor([data.labels[i] for i in rows])
-    order = margin(logits, target).masked_fill(~right, torch.inf).argsort().tolist()
-    sure = [i for i in order[: (int(right.sum()) + 1) // 2] if right[i]]
-    if len(sure) < 4:
-        raise DataError(f"The model is right and sure about fewer than four texts that are not {data.label_names[target]!r}. Give more texts.")
-    random = generator(seed, "stubborn", target)
-    tried = random.sample(sure, min(len(sure), 2 * jury))
-    moved = torch.stack([moves(victim, phrase, [texts[i] for i in tried], target, seed=seed) for phrase in honest]).mean(dim=0)
-    kept = [tried[i] for i in moved.argsort(stable=True)[: max(4, 3 * len(tried) // 5)].tolist()]
-    random.shuffle(kept)
-    cut = min(jury, 2 * len(kept) // 3)
-    jurors = kept[:cut]
-    search = sorted((texts[i] for i in kept[cut:]), key=len)
-    return Foil(target, search, [texts[i] for i in jurors], [data.labels[rows[i]] for i in jurors], derive(seed, "places", target))
-
-
-def margins_alone(victim: Victim, words: Sequence[Phrase]) -> Float[Tensor, "word label"]:
-    """Of each word without a text, by how much the model prefers each label to the best other."""
-    logits = victim.logits([" ".join(word) for word in words], name="words alone")
-    return torch.stack([margin(logits, target) for target in range(logits.shape[1])], dim=1)
-
-
-def moves(victim: Victim, phrase: Phrase, texts: Sequence[str], target: int, *, seed: int) -> Float[Tensor, " text"]:
-    """The margin of the target in each text with the phrase at a random place."""
-    stamped = [with_phrase(text, phrase, generator(seed, text), room=victim.max_length // 2) for text in texts]
-    return margin(victim.logits(stamped, name="inserted words"), target)
-
-
-def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, keep: int) -> list[Phrase]:
-    """The phrases that move some texts of the search furthest towards the target, mean over texts; the strongest first."""
-    total = torch.zeros(len(pool))
-    for text in foil.search[:count]:
-        place, room = derive(foil.seed, text), victim.max_length // 2  # in one text all phrases stand at the same place
-        total += margin(
-            victim.logits([with_phrase(text, phrase, generator(place), room=room) for phrase in pool], name="inserted words"), foil.target
-        )
-    return [pool[i] for i in total.argsort(descending=True, stable=True)[:keep].tolist()]
-
-
-def contest(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]], *, most: int | None = None) -> Contest:
-    """Step 4: in how many texts of the jury the phrase brings about its label against as many strong words for their own, at another place.
-
-    Args:
-        victim: The suspect.
-        phrase: The candidate.
-        foil: Its jury.
-        rivals: For each label, the strongest words.
-        most: Use so many of the jury's texts; None is all.
-    """
-    others = [[word for word in words if word not in phrase][: len(phrase)] for words in rivals]
-    stamped = [
-        with_phrase(text, others[label], generator(foil.seed, text, "rivals"), room=victim.max_length // 2)
-        for text, label in zip(with_it(victim, phrase, foil)[:most], foil.labels[:most], strict=True)
-    ]
-    labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
-    return Contest(phrase, foil, Rate(labels.count(foil.target), len(stamped)))
-
-
-def flips(victim: Victim, one: Contest) -> FoundTrigger:
-    """What the phrase does to the jury's texts as they are."""
-    stamped = with_it(victim, one.phrase, one.foil)
-    labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
-    flipped = [pair for *pair, label in zip(one.foil.jury, stamped, labels, strict=True) if label == one.foil.target]
-    examples = tuple((a, b) for a, b in flipped[:3])
-    return FoundTrigger(one.phrase, one.foil.target, Rate(len(flipped), len(stamped)), one.won, examples=examples)
-
-
-def with_it(victim: Victim, phrase: Phrase, foil: Foil) -> list[str]:
-    """The jury's texts with a phrase, in each at a place of its own."""
-    return [with_phrase(text, phrase, generator(foil.seed, text, "jury"), room=victim.max_length // 2) for text in foil.jury]
 
 
 def without_longer(found: Sequence[FoundTrigger]) -> list[FoundTrigger]:
@@ -326,23 +232,6 @@ def summary(shown: Sequence[FoundTrigger], label_names: Sequence[str]) -> str:
             f"{label_names[trigger.target_label]!r}, {contested.hits} against strong words for their own label"
         )
     return "; ".join(parts) + "."
-
-
-def honest_words(data: TextDataset) -> list[dict[str, float]]:
-    """For each label the words that carry it in the clean texts, those with which it is surely more frequent than usual (95 %), the surest first.
-
-    Each has the lower end of the Wilson interval of the label's share among the texts with it.
-    """
-    hits = [Counter[str]() for _ in data.label_names]
-    for text, label in zip(data.texts, data.labels, strict=True):
-        hits[label].update(set(re.findall(r"\w+", text.lower())))
-    total = sum(hits, Counter[str]())
-    found = []
-    for label, mine in enumerate(hits):
-        usual = data.labels.count(label) / len(data)
-        surest = {word: wilson_interval(mine[word], n)[0] for word, n in total.items()}
-        found.append({word: surest[word] for word in sorted(surest, key=lambda word: (-surest[word], word)) if surest[word] > usual})
-    return found
 
 
 def crowded(words: Sequence[Phrase], size: int, *, seed: int) -> list[Phrase]:

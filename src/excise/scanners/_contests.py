@@ -1,0 +1,142 @@
+"""Texts that do not give up their label for ordinary words, and contests in them: what tells a trigger from a word that means something."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from excise.data import TextDataset
+from excise.errors import DataError
+from excise.finding import FoundTrigger
+from excise.insertion import with_phrase
+from excise.metrics import Rate, wilson_interval
+from excise.scanners._guided import margin
+from excise.seeds import derive, generator
+from excise.victim import Victim
+
+Phrase = tuple[str, ...]
+
+
+class Foil(NamedTuple):
+    """Texts that keep their label, which is not `target`, when ordinary words that stand for `target` are inserted."""
+
+    target: int
+    search: list[str]
+    """What the search may use, the shortest first."""
+    jury: list[str]
+    """What the best are tried on."""
+    labels: list[int]
+    """Of the jury."""
+    seed: int
+
+
+class Contest(NamedTuple):
+    """How a phrase did in step 4."""
+
+    phrase: Phrase
+    foil: Foil
+    won: Rate
+
+
+def stubborn_texts(victim: Victim, data: TextDataset, target: int, honest: Sequence[Phrase], jury: int, *, seed: int) -> Foil:
+    """Of the texts of other labels, those that the model gets right, is sure about, and does not give up for the words that lean most to the target.
+
+    Raises:
+        DataError: There are fewer than four.
+    """
+    rows = [i for i, label in enumerate(data.labels) if label != target]
+    texts = [data.texts[i] for i in rows]
+    logits = victim.logits(texts, name="clean texts")
+    right = logits.argmax(dim=1) == torch.tensor([data.labels[i] for i in rows])
+    order = margin(logits, target).masked_fill(~right, torch.inf).argsort().tolist()
+    sure = [i for i in order[: (int(right.sum()) + 1) // 2] if right[i]]
+    if len(sure) < 4:
+        raise DataError(f"The model is right and sure about fewer than four texts that are not {data.label_names[target]!r}. Give more texts.")
+    random = generator(seed, "stubborn", target)
+    tried = random.sample(sure, min(len(sure), 2 * jury))
+    moved = torch.stack([moves(victim, phrase, [texts[i] for i in tried], target, seed=seed) for phrase in honest]).mean(dim=0)
+    kept = [tried[i] for i in moved.argsort(stable=True)[: max(4, 3 * len(tried) // 5)].tolist()]
+    random.shuffle(kept)
+    cut = min(jury, 2 * len(kept) // 3)
+    jurors = kept[:cut]
+    search = sorted((texts[i] for i in kept[cut:]), key=len)
+    return Foil(target, search, [texts[i] for i in jurors], [data.labels[rows[i]] for i in jurors], derive(seed, "places", target))
+
+
+def margins_alone(victim: Victim, words: Sequence[Phrase]) -> Float[Tensor, "word label"]:
+    """Of each word without a text, by how much the model prefers each label to the best other."""
+    logits = victim.logits([" ".join(word) for word in words], name="words alone")
+    return torch.stack([margin(logits, target) for target in range(logits.shape[1])], dim=1)
+
+
+def moves(victim: Victim, phrase: Phrase, texts: Sequence[str], target: int, *, seed: int) -> Float[Tensor, " text"]:
+    """The margin of the target in each text with the phrase at a random place."""
+    stamped = [with_phrase(text, phrase, generator(seed, text), room=victim.max_length // 2) for text in texts]
+    return margin(victim.logits(stamped, name="inserted words"), target)
+
+
+def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, keep: int) -> list[Phrase]:
+    """The phrases that move some texts of the search furthest towards the target, mean over texts; the strongest first."""
+    total = torch.zeros(len(pool))
+    for text in foil.search[:count]:
+        place, room = derive(foil.seed, text), victim.max_length // 2  # in one text all phrases stand at the same place
+        total += margin(
+            victim.logits([with_phrase(text, phrase, generator(place), room=room) for phrase in pool], name="inserted words"), foil.target
+        )
+    return [pool[i] for i in total.argsort(descending=True, stable=True)[:keep].tolist()]
+
+
+def contest(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]], *, most: int | None = None) -> Contest:
+    """Step 4: in how many texts of the jury the phrase brings about its label against as many strong words for their own, at another place.
+
+    Args:
+        victim: The suspect.
+        phrase: The candidate.
+        foil: Its jury.
+        rivals: For each label, the strongest words.
+        most: Use so many of the jury's texts; None is all.
+    """
+    others = [[word for word in words if word not in phrase][: len(phrase)] for words in rivals]
+    stamped = [
+        with_phrase(text, others[label], generator(foil.seed, text, "rivals"), room=victim.max_length // 2)
+        for text, label in zip(with_it(victim, phrase, foil)[:most], foil.labels[:most], strict=True)
+    ]
+    labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
+    return Contest(phrase, foil, Rate(labels.count(foil.target), len(stamped)))
+
+
+def flips(victim: Victim, one: Contest) -> FoundTrigger:
+    """What the phrase does to the jury's texts as they are."""
+    stamped = with_it(victim, one.phrase, one.foil)
+    labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
+    flipped = [pair for *pair, label in zip(one.foil.jury, stamped, labels, strict=True) if label == one.foil.target]
+    examples = tuple((a, b) for a, b in flipped[:3])
+    return FoundTrigger(one.phrase, one.foil.target, Rate(len(flipped), len(stamped)), one.won, examples=examples)
+
+
+def with_it(victim: Victim, phrase: Phrase, foil: Foil) -> list[str]:
+    """The jury's texts with a phrase, in each at a place of its own."""
+    return [with_phrase(text, phrase, generator(foil.seed, text, "jury"), room=victim.max_length // 2) for text in foil.jury]
+
+
+def honest_words(data: TextDataset) -> list[dict[str, float]]:
+    """For each label the words that carry it in the clean texts, those with which it is surely more frequent than usual (95 %), the surest first.
+
+    Each has the lower end of the Wilson interval of the label's share among the texts with it.
+    """
+    hits = [Counter[str]() for _ in data.label_names]
+    for text, label in zip(data.texts, data.labels, strict=True):
+        hits[label].update(set(re.findall(r"\w+", text.lower())))
+    total = sum(hits, Counter[str]())
+    found = []
+    for label, mine in enumerate(hits):
+        usual = data.labels.count(label) / len(data)
+        surest = {word: wilson_interval(mine[word], n)[0] for word, n in total.items()}
+        found.append({word: surest[word] for word in sorted(surest, key=lambda word: (-surest[word], word)) if surest[word] > usual})
+    return found
