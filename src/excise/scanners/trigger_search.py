@@ -62,7 +62,7 @@ class TriggerSearch(Scanner):
     paper: ClassVar[Paper] = Paper(key="wallace2019", method="universal triggers, searched exhaustively: our own", code=None)
     suspicious = 0.4
     found = 0.5
-    blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or that are two ordinary words which act only together"
+    blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or two ordinary words that act only together"
 
     leaning: Annotated[float, Interval(gt=0, le=1)] = 0.15
     """Share of the vocabulary that goes on from step 1, for each label."""
