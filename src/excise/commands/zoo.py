@@ -45,6 +45,7 @@ class Options:
 
 def run(options: Options, console: Console) -> None:
     from excise.commands.scan import chosen
+    from excise.disk import write_whole
     from excise.reports.zoo import markdown_tables, specimen_line, terminal_tables
     from excise.zoo import load_zoo, measure
     from excise.zoo_result import kept_specimens
@@ -64,7 +65,7 @@ def run(options: Options, console: Console) -> None:
         raise ConfigError(f"{options.out} holds no scanned model. Run excise zoo scan first.")
     for table in terminal_tables(specimens):
         console.show(table)
-    (options.out / "zoo.md").write_text(markdown_tables(specimens), encoding="utf-8")
+    write_whole(options.out / "zoo.md", markdown_tables(specimens))
 
 
 def _sources(specs: tuple[str, ...]) -> dict[str, str]:
