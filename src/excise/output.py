@@ -15,10 +15,10 @@ from excise.errors import OutputError
 
 __all__ = ["check_output", "writing"]
 
-RESULTS = ("result.json", "excise-result.json")
+RESULTS = ("result.json", "excise-result.json", "scan.json")
 LONGEST_NAME = 240
 """Bytes in the name of an output folder: 255 is the limit of most file systems, and what excise keeps beside it has a longer name."""
-WRITTEN = {".json", ".safetensors", ".html", ".jinja", ".model", ".png", ".svg"}
+WRITTEN = {".json", ".safetensors", ".html", ".sarif", ".jinja", ".model", ".png", ".svg"}
 """Endings of what excise writes, apart from three files of fixed names."""
 
 
@@ -110,7 +110,7 @@ def _is_result(path: Path) -> bool:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and {"version", "kind", "environment", "rows"} <= found.keys()
+    return isinstance(found, dict) and {"version", "kind", "environment"} <= found.keys()
 
 
 def _is_written(path: Path) -> bool:

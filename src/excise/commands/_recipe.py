@@ -36,9 +36,9 @@ def run_recipe(recipe: Recipe, options: run_command.Options | demo.Options, cons
 
     with writing(options.out, overwrite=options.overwrite) as folder:
         result = run(recipe, folder if keep_models else None, precision=options.precision, on_attack=show)
-        write_reports(folder, result, "result.json")
         for row in result.rows:
             if keep_models and row.name not in ("clean", "backdoored") and (folder / row.name).is_dir():
                 describe(folder / row.name, result, row.name)
+        write_reports(folder, result, "result.json")
     console.scores(result)
     console.say(f"Wrote {options.out}: {'the checkpoints, ' if keep_models else ''}result.json and report.html.")

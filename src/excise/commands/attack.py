@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import NO_FLOOR, hold_out, load_victim, plain, size, write
+from excise.commands._shared import NO_FLOOR, hold_out, inputs_of, load_victim, plain, size, write
 from excise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def run(options: Options, attack: Attack, console: Console) -> None:
         data = options.texts.load(options.data, victim.label_names)  # the checkpoint has a head: its labels count
     check_clean(data, what="training texts")
     check_output(options.out, overwrite=options.overwrite, needed=size(victim) * (1 if options.no_clean_twin else 2))
+    story.inputs = inputs_of(options, attack)
     train, test = hold_out(options, data, victim.label_names, seed)
     if test is None:
         raise ConfigError("An attack has to be measured: give --test, or a --holdout above 0.")

@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import NO_FLOOR, NO_TRIGGER, NOT_HELD_OUT, hold_out, known_backdoor, load_floor, load_victim, plain, size, write
+from excise.commands._shared import (
+    NO_FLOOR,
+    NO_TRIGGER,
+    NOT_HELD_OUT,
+    hold_out,
+    inputs_of,
+    known_backdoor,
+    load_floor,
+    load_victim,
+    plain,
+    size,
+    write,
+)
 from excise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,6 +85,7 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
     victim = load_victim(options.model, options.texts, options.common)
     check_output(options.out, overwrite=options.overwrite, needed=size(victim))
+    story.inputs = inputs_of(options, defense)
     trigger, target, twin = known_backdoor(options.backdoor, victim)
     data = options.texts.load(options.data, victim.label_names)
     if options.fraction != 1:
