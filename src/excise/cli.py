@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        kept = "run it again to go on" if arguments[:1] in (["bench"], ["zoo"]) else "nothing was kept"
+    except KeyboardInterrupt as stop:
+        kept = "run it again to go on" if arguments[:1] in (["bench"], ["zoo"]) else str(stop) or "nothing was kept"
         return _fail(f"interrupted; {kept}.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -206,7 +206,7 @@ def _option_names(types: list[Any], prefix: str = "") -> Iterator[str]:
         for field in dataclasses.fields(cls):
             hint = hints[field.name]
             if dataclasses.is_dataclass(hint):
-                inline = field.name in ("texts", "common")
+                inline = field.name in ("texts", "common", "stopping")
                 yield from _option_names([hint], prefix if inline else f"{prefix}{field.name}.")
             else:
                 yield prefix + field.name.replace("_", "-")

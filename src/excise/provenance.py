@@ -11,7 +11,7 @@ from typing import Any
 from excise.errors import DataError
 from excise.kept import file_hash, file_hashes
 from excise.output import RESULTS
-from excise.result import MOST_BYTES, Kept
+from excise.result import MOST_BYTES, Record
 
 __all__ = ["hash_inputs", "save_sealed", "verify"]
 
@@ -50,7 +50,7 @@ def _texts(settings: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-def save_sealed(result: Kept, path: Path) -> None:
+def save_sealed(result: Record, path: Path) -> None:
     """Write a result last, with the hash of every other file of its folder."""
     others = {name: value for name, value in file_hashes(path.parent).items() if name != path.name}
     result.model_copy(update={"outputs": others}).save(path)
@@ -73,7 +73,8 @@ def verify(folder: Path, *, inputs: bool = False) -> tuple[dict[str, Any], int]:
     if path is None:
         raise DataError(f"{folder} holds no result of excise ({', '.join(RESULTS)}). Give a folder that excise wrote.")
     record = _read(path)
-    outputs, given = (record.get(name) for name in ("outputs", "inputs"))
+    outputs: Any = record.get("outputs")
+    given: Any = record.get("inputs")
     if not (_are_hashes(outputs) and _are_hashes(given)) or not outputs:
         raise DataError(f"{path} has no hashes of the files beside it: an earlier version of excise wrote it, or it is damaged. Make it again.")
     found = {name: value for name, value in file_hashes(folder).items() if name != path.name}
