@@ -354,7 +354,7 @@ def test_disk_that_fills_up(
     message = refused(
         "repair", model, "--data", clean, "--out", out, "--method", "mbtsad", "--retraining.epochs", "0.1", *["--overwrite"] * overwrite
     )
-    assert_says(message, out, "No space left on device", "free some space")
+    assert_says(message, out, "No space left on device", "Free some space")
 
 
 # The command line

@@ -354,7 +354,8 @@ def test_recipe_runs(recipe: Path, tmp_path: Path, run: Run) -> None:
     assert (tmp_path / "out" / "backdoored" / "clean-twin" / "model.safetensors").is_file()
     for name in names[2:]:
         assert f"method `{name}`" in (tmp_path / "out" / name / "README.md").read_text()
-        assert load_result(tmp_path / "out" / name / "excise-result.json") == result
+        told = load_result(tmp_path / "out" / name / "excise-result.json")
+        assert told.model_copy(update={"outputs": result.outputs}) == result, "each folder has the hashes of its own files"
 
 
 def test_recipe_without_models(recipe: Path, tmp_path: Path, run: Run) -> None:

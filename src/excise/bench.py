@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from excise import registry
+from excise.disk import write_whole
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate
 from excise.grid import Grid, Place, place_recipe, places
@@ -337,8 +337,4 @@ def _kept(folder: Path, key: str) -> Cell | None:
 
 
 def _keep(folder: Path, cell: Cell) -> None:
-    cells = folder / "cells"
-    cells.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=cells, prefix=".", suffix=".json", delete=False, encoding="utf-8") as file:
-        file.write(cell.model_dump_json(indent=1) + "\n")
-    Path(file.name).replace(cells / f"{cell.key}.json")
+    write_whole(folder / "cells" / f"{cell.key}.json", cell.model_dump_json(indent=1) + "\n")

@@ -38,6 +38,7 @@ usage: excise COMMAND ...
   attribute  show which layers and attention heads carry a known backdoor
   bench      measure a grid of attacks, defenses, data and seeds; resumes
   zoo        make and scan many models, to see how well the scanners do
+  verify     check that a folder is as excise wrote it
   train-lm   make a small language model from clean texts, for onion and cwea
   list       the methods and recipes there are
   cite       the reference of a method
@@ -58,6 +59,7 @@ COMMANDS: dict[str, str | None] = {
     "attribute": None,
     "bench": None,
     "zoo": None,
+    "verify": None,
     "train-lm": None,
 }
 """Commands that compute, each with the kind of method whose settings become options too."""
@@ -75,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        kept = "run it again to go on" if arguments[:1] in (["bench"], ["zoo"]) else "nothing was kept"
+    except KeyboardInterrupt as stop:
+        kept = "run it again to go on" if arguments[:1] in (["bench"], ["zoo"]) else str(stop) or "nothing was kept"
         return _fail(f"interrupted; {kept}.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 2)
+        advice = "Memory ran out. Give shorter texts (--max-length), a smaller batch_size or a larger machine. " if _is_out_of_memory(error) else ""
+        return _fail(f"{advice}{type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python, torch on a CPU and torch on a GPU each say it in their own way."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in ("allocate memory", "out of memory")))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -116,8 +124,18 @@ def _compute(name: str, arguments: list[str]) -> int:
 
     common = getattr(options, "common", options)
     console = Console(quiet=common.quiet)
-    with console.drawing():
+    with console.drawing(), _alone(name, options):
         return command.run(options, *([method] if method is not None else []), console) or 0
+
+
+def _alone(name: str, options: Any) -> contextlib.AbstractContextManager[None]:
+    """Two runs that write to one folder would spoil each other's work; those that only look, and the shards of a zoo, may share one."""
+    from excise.disk import alone_on
+
+    looks = any(getattr(options, attribute, False) for attribute in ("dry_run", "no_run")) or getattr(options, "action", "") == "table"
+    if looks or getattr(options, "out", None) is None:
+        return contextlib.nullcontext()
+    return alone_on(options.out, part=f"lock-{options.shard.replace('/', '-of-')[:9]}" if name == "zoo" else "lock")
 
 
 def _method_type(kind: str | None, arguments: list[str], *, default: str) -> Any:
@@ -188,7 +206,7 @@ def _option_names(types: list[Any], prefix: str = "") -> Iterator[str]:
         for field in dataclasses.fields(cls):
             hint = hints[field.name]
             if dataclasses.is_dataclass(hint):
-                inline = field.name in ("texts", "common")
+                inline = field.name in ("texts", "common", "stopping")
                 yield from _option_names([hint], prefix if inline else f"{prefix}{field.name}.")
             else:
                 yield prefix + field.name.replace("_", "-")
@@ -273,20 +291,21 @@ def _settle_libraries() -> None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command like Ctrl-C does: temporary files are removed."""
+    """SIGTERM, and a terminal that is closed, end a command like Ctrl-C does: temporary files are removed."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))}
     except ValueError:  # not in the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int) -> int:

@@ -59,8 +59,15 @@ def read_file(path: Path) -> Table:
     """Read a CSV, TSV, JSONL or Parquet file.
 
     Raises:
-        DataError: It is no ordinary file, too large, empty, not UTF-8 or not of its format.
+        DataError: It is no ordinary file, too large, empty, not UTF-8 or not of its format; or it vanished, or the disk cannot read it.
     """
+    try:
+        return _read_file(path)
+    except OSError as error:  # pyarrow raises them for damaged files too
+        raise DataError(f"{path} cannot be read ({first_line(error)}). Check that the file is there and whole.") from error
+
+
+def _read_file(path: Path) -> Table:
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise DataError(f"{path} ends in {path.suffix or 'nothing'!r}; expected one of {', '.join(FORMATS)}. Rename or convert it.")

@@ -20,19 +20,23 @@ __all__ = ["RowDescent", "first_token_rows", "fit_rows"]
 class RowDescent(torch.optim.Optimizer):
     """g ← g + ∂L/∂E_r;  E_r ← E_r − η g;  E_r ← E_r · ‖E_r at the start‖ / ‖E_r‖: some rows of one matrix, their norms kept."""
 
+    is_resumable = True
+    """What it remembers is in its state; rows and norms follow from where it starts."""
+
     def __init__(self, parameters: Iterable[torch.nn.Parameter], rows: Int[Tensor, " row"], learning_rate: float) -> None:
         super().__init__(parameters, {"lr": learning_rate})
         (self.embedding,) = self.param_groups[0]["params"]
         self.rows = rows.to(self.embedding.device)
         start = self.embedding.detach()[self.rows]
         self.norms = start.norm(dim=1, keepdim=True)
-        self.gathered = torch.zeros_like(start)
+        self.state[self.embedding]["gathered"] = torch.zeros_like(start)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Use the gradients that are there."""
-        self.gathered += self.embedding.grad[self.rows]
-        self.embedding[self.rows] = descended(self.embedding[self.rows], self.gathered, self.norms, self.param_groups[0]["lr"])
+        gathered = self.state[self.embedding]["gathered"]
+        gathered += self.embedding.grad[self.rows]
+        self.embedding[self.rows] = descended(self.embedding[self.rows], gathered, self.norms, self.param_groups[0]["lr"])
 
 
 def descended(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from excise.disk import disk_errors_of
+
 __all__ = ["digest", "file_hash", "file_hashes", "is_whole", "keep_folder"]
 
 
@@ -31,8 +33,9 @@ def keep_folder(place: Path, write: Callable[[Path], None]) -> None:
 
     Several processes may do so at once: what one of them has put there whole, the others leave, as readers may be in it.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as temporary:
+    with disk_errors_of(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors_of(place), tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as temporary:
         fresh = Path(temporary) / "new"
         fresh.mkdir()
         write(fresh)

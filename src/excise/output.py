@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from excise import processes
+from excise.disk import alone_on, beside, disk_errors_of
 from excise.errors import OutputError
 
 __all__ = ["check_output", "writing"]
 
-RESULTS = ("result.json", "excise-result.json")
+RESULTS = ("result.json", "excise-result.json", "scan.json")
 LONGEST_NAME = 240
-"""Bytes in the name of an output folder: 255 is the limit of most file systems, and the temporary folder beside it has a longer name."""
-WRITTEN = {".json", ".safetensors", ".html", ".jinja", ".model", ".png", ".svg"}
+"""Bytes in the name of an output folder: 255 is the limit of most file systems, and what excise keeps beside it has a longer name."""
+WRITTEN = {".json", ".safetensors", ".html", ".sarif", ".jinja", ".model", ".png", ".svg"}
 """Endings of what excise writes, apart from three files of fixed names."""
 
 
@@ -37,6 +36,7 @@ def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iter
     """
     if processes.index():
         return
+    _recover(folder)
     if folder.exists() or folder.is_symlink():
         if not overwrite:
             raise OutputError(f"{folder} exists. Give another --out, or --overwrite to replace it.")
@@ -66,20 +66,23 @@ def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iter
 
 @contextmanager
 def writing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place only if the block ends well.
+    """A hidden folder beside `folder` that takes its place only if the block ends well.
+
+    A kill at any moment leaves the earlier result or the new one, and perhaps the hidden folder, which the next run clears away.
 
     Raises:
-        OutputError: Something cannot be written, for example because the disk is full. Nothing is left behind.
+        OutputError: Another run is writing there, or something cannot be written, for example because the disk is full.
     """
-    check_output(folder, overwrite=overwrite)
     folder = folder.absolute()
-    try:
+    place = beside(folder, "part")
+    with alone_on(folder), disk_errors_of(folder):
+        check_output(folder, overwrite=overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
-            fresh = Path(place) / "new"
-            fresh.mkdir()
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            (fresh := place / "new").mkdir(parents=True)
             yield fresh
-            old = Path(place) / "old"
+            old = place / "old"
             if folder.exists():
                 folder.rename(old)
             try:
@@ -88,10 +91,17 @@ def writing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 if old.exists():
                     old.rename(folder)  # better the earlier result than none
                 raise
-    except Exception as error:
-        if _is_disk_error(error):
-            raise OutputError(f"{folder} could not be written: {error}. Nothing was kept; free some space or give another --out.") from error
-        raise
+        finally:
+            if folder.exists() or not (place / "old").exists():
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """Finish what a kill between the two renamings of `writing` left: the new result whole, but not in its place, and the earlier one aside."""
+    place = beside(folder, "part")
+    if (place / "old").exists() and not folder.exists():
+        with alone_on(folder), disk_errors_of(folder):
+            (place / "new" if (place / "new").exists() else place / "old").rename(folder)
 
 
 def _is_result(path: Path) -> bool:
@@ -100,7 +110,7 @@ def _is_result(path: Path) -> bool:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and {"version", "kind", "environment", "rows"} <= found.keys()
+    return isinstance(found, dict) and {"version", "kind", "environment"} <= found.keys()
 
 
 def _is_written(path: Path) -> bool:
@@ -109,10 +119,3 @@ def _is_written(path: Path) -> bool:
     if path.is_dir():
         return (path / "config.json").is_file() and all(map(_is_written, path.iterdir()))
     return path.suffix in WRITTEN or path.name in ("README.md", "vocab.txt", "merges.txt")
-
-
-def _is_disk_error(error: Exception) -> bool:
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG)
-    if isinstance(error, OSError):
-        return error.errno in codes
-    return type(error).__name__ == "SafetensorError" and any(f"os error {code}" in str(error) for code in codes)

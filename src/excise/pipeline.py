@@ -13,6 +13,7 @@ from excise import registry
 from excise.attacks._triggers import InsertCombination, InsertWords, Paraphrased
 from excise.augmentations.maximiser import Maximiser
 from excise.backdoor_file import BackdoorFile
+from excise.checkpoint import resolve_checkpoint
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
@@ -21,6 +22,7 @@ from excise.language_model import trained_texts
 from excise.method import Attack, Backdoor, Defense, Knowledge, Method, Trigger
 from excise.perturbation import checked
 from excise.progress import noting, observe, stage
+from excise.provenance import hash_inputs
 from excise.recipe import DataSource, Recipe
 from excise.result import Curves, Data, Environment, Example, Result, Row, Study, TrialRow, command_line, data_record, row
 from excise.seeds import derive, generator
@@ -63,6 +65,7 @@ class Story:
         self.curves = Curves()
         self.notes: list[str] = []
         self.trials: tuple[TrialRow, ...] = ()
+        self.inputs: dict[str, str] = {}
         self.started = time.monotonic()
 
     def make(self, name: str, work: Callable[[], Made], *, method: Method | None = None) -> Made:
@@ -118,6 +121,7 @@ class Story:
             examples=examples,
             curves=self.curves.frozen(),
             trials=self.trials,
+            inputs=self.inputs,
             seconds=time.monotonic() - self.started,
             notes=(*notes, *self.notes),
             projections=projections,
@@ -165,6 +169,7 @@ def run(
     check_needs(recipe.attack)
     corpus = load_corpus(recipe)
     base = Victim.load(recipe.model, label_names=corpus.train.label_names, max_length=recipe.max_length, precision=precision, seed=recipe.seed)
+    story.inputs = hash_inputs(recipe.settings(), checkpoint=(recipe.model, resolve_checkpoint(recipe.model)))
     if base.label_names != corpus.train.label_names:
         corpus = load_corpus(replace(recipe, label_names=base.label_names))  # the checkpoint has a head: its labels count
     backdoor = story.make("backdoored", lambda: recipe.attack(base, corpus.train, seed=seed), method=recipe.attack)

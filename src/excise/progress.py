@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-__all__ = ["Observer", "Progress", "note", "noting", "observe", "report", "stage"]
+__all__ = ["Observer", "Progress", "named", "note", "noting", "observe", "report", "stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,14 @@ def stage(name: str) -> Iterator[None]:
         _stages.reset(token)
 
 
+def named(task: str) -> str:
+    """The task's name with the stages that it is in."""
+    return ": ".join((*_stages.get(), task))
+
+
 def report(task: str, done: int, total: int, **values: float) -> bool:
     """Tell every observer; True if one of them asks to stop."""
-    progress = Progress(": ".join((*_stages.get(), task)), done, total, values)
+    progress = Progress(named(task), done, total, values)
     stops = [observer(progress) for observer in _observers.get()]  # every observer is told, whatever the first one answers
     return any(stops)
 

@@ -219,6 +219,8 @@ class Record(Strict):
     notes: tuple[str, ...] = ()
     projections: tuple[Projection, ...] = ()
     attention: tuple[AttentionMaps, ...] = ()
+    inputs: dict[str, str] = Field(default_factory=dict, description="SHA-256 of each file that was read")
+    outputs: dict[str, str] = Field(default_factory=dict, description="SHA-256 of each other file of the folder")
 
     def save(self, path: Path) -> None:
         """Write JSON."""

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from excise.data import TextDataset
 from excise.errors import DataError, TrainingError
 from excise.progress import report
+from excise.resume import course
 from excise.seeds import derive
 from excise.settings import Settings
 from excise.victim import Batch, Encoding, Victim, collate
@@ -111,17 +112,23 @@ def fit(
         descent = optimizer(trained)
     steps = len(batches)
     schedule = get_linear_schedule_with_warmup(descent, round(config.warmup * steps), steps)
+    index, count = accelerator.process_index, accelerator.num_processes
+    decides = {"texts": data.texts, "labels": data.labels, "config": repr(config), "seed": seed, "trained": [p.shape for p in trained]}
+    kept = course(name, student, descent=descent, schedule=schedule, loss=loss, decides=decides, processes=count)
+    batches.skip = kept.done
 
     devices = [student.device] if student.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        index, count = accelerator.process_index, accelerator.num_processes
         torch.manual_seed(derive(seed, "dropout", *([index] if index else [])) % 2**63)
         model, descent, schedule = accelerator.prepare(student.model, descent, schedule)
         training = replace(student, model=model)
         model.train()
         report(name, 0, steps)
+        for step, value in kept.losses:
+            report(name, step, steps, loss=value)
         every = max(1, steps // 200)
-        for step, batch in enumerate(loader, start=1):
+        for step, batch in enumerate(loader, start=kept.done + 1):
+            kept.begin()
             part, weight = share(batch, index, count)
             with training.autocast():
                 value = loss(training, part.to(student.device)) * weight
@@ -136,6 +143,7 @@ def fit(
                 values["loss"] = _finite(mean.item(), name, step, config)
             if report(name, step, steps, **values):
                 break
+            kept.after(step, steps, values)
         model = accelerator.unwrap_model(model)
     model.requires_grad_(True)
     return replace(student, model=model.eval())
@@ -188,17 +196,19 @@ class LengthBuckets(Sampler[list[int]]):
         self.batch_size = batch_size
         self.drop_last = False
         self.seed = seed
+        self.skip = 0
+        """Batches at the beginning that are not wanted."""
         self.steps = max(1, round(epochs * math.ceil(len(lengths) / batch_size)))
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        left, epoch = self.steps, 0
-        while left > 0:
-            batches = self._epoch(epoch)[:left]
-            yield from batches
-            left -= len(batches)
+        done, epoch = 0, 0
+        while done < self.steps:
+            batches = self._epoch(epoch)[: self.steps - done]
+            yield from batches[max(0, self.skip - done) :]
+            done += len(batches)
             epoch += 1
 
     def _epoch(self, epoch: int) -> list[list[int]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from excise.disk import write_whole
 from excise.kept import digest
 from excise.metrics import Rate, auroc, auroc_interval
 from excise.result import Measured, Strict
@@ -89,11 +89,7 @@ class Specimen(Strict):
 
     def save(self, folder: Path) -> None:
         """Write it whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", suffix=".json", delete=False, encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=1) + "\n")
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(folder / f"{self.key}.json")
+        write_whole(folder / f"{self.key}.json", self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Specimen | None:

@@ -65,6 +65,16 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """What commands that train take, in case they are stopped."""
+
+    resume: bool = False
+    """Go on where an earlier run of the same command was stopped; the result has the same bits."""
+    checkpoint_every: float = 60
+    """Seconds of training that a kill may cost: so often the state is kept, beside --out, until the command has ended well."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Texts:
     """How to read the data."""
 

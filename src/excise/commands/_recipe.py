@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from excise import processes
 from excise.commands._shared import describe, write_reports
+from excise.commands._stopping import resumable
 
 if TYPE_CHECKING:
     from excise.commands import demo
@@ -34,11 +36,12 @@ def run_recipe(recipe: Recipe, options: run_command.Options | demo.Options, cons
         console.examples(examples, "backdoored")
         console.say(f"Repairing it with {len(corpus.clean)} clean texts; none of them is in the test set of {len(corpus.test)} texts.")
 
-    with writing(options.out, overwrite=options.overwrite) as folder:
+    stopping = resumable(options, recipe.settings(), console) if hasattr(options, "stopping") else contextlib.nullcontext()
+    with stopping, writing(options.out, overwrite=options.overwrite) as folder:
         result = run(recipe, folder if keep_models else None, precision=options.precision, on_attack=show)
-        write_reports(folder, result, "result.json")
         for row in result.rows:
             if keep_models and row.name not in ("clean", "backdoored") and (folder / row.name).is_dir():
                 describe(folder / row.name, result, row.name)
+        write_reports(folder, result, "result.json")
     console.scores(result)
     console.say(f"Wrote {options.out}: {'the checkpoints, ' if keep_models else ''}result.json and report.html.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from excise.commands._options import Common, Texts
     from excise.console import Console
     from excise.data import TextDataset
+    from excise.method import Method
     from excise.result import Record, Result
     from excise.victim import Victim
 
@@ -95,32 +96,45 @@ def write(out: Path, overwrite: bool, result: Result, *, save: Callable[[Path], 
 
 def describe(folder: Path, result: Result, name: str) -> None:
     """What a repaired checkpoint says of itself: its model card and the result."""
+    from excise.provenance import save_sealed
     from excise.reports.model_card import model_card
 
     (folder / "README.md").write_text(model_card(result, name), encoding="utf-8")
-    result.save(folder / "excise-result.json")
+    save_sealed(result, folder / "excise-result.json")
 
 
 def write_reports(folder: Path, result: Result, name: str) -> None:
+    from excise.provenance import save_sealed
     from excise.reports.html import html_report
 
-    result.save(folder / name)
     (folder / "report.html").write_text(html_report(result), encoding="utf-8")
+    save_sealed(result, folder / name)
 
 
 def write_study(out: Path, overwrite: bool, study: Record, figures: Mapping[str, bytes], console: Console) -> None:
     """The folder of a command that looks and does not score: the result and figures by file name."""
     from excise.output import writing
+    from excise.provenance import save_sealed
 
     with writing(out, overwrite=overwrite) as folder:
-        study.save(folder / "excise-result.json")
         for name, drawing in figures.items():
             (folder / name).write_bytes(drawing)
+        save_sealed(study, folder / "excise-result.json")
     console.say(f"Wrote {out}: {', '.join((*figures, 'excise-result.json'))}.")
 
 
 def size(victim: Victim) -> int:
     return round(1.1 * sum(p.numel() * p.element_size() for p in victim.model.parameters()))
+
+
+def inputs_of(options: Any, method: Method | None = None) -> dict[str, str]:
+    """The hashes of the files that a command reads, once its model is there."""
+    from excise import registry
+    from excise.checkpoint import resolve_checkpoint
+    from excise.provenance import hash_inputs
+
+    named = [plain(options), registry.settings(method) if method else None]
+    return hash_inputs(named, checkpoint=(options.model, resolve_checkpoint(options.model)))
 
 
 def plain(options: Any) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import NO_FLOOR, hold_out, load_victim, plain, size, write
+from excise.commands._options import Common, Inline, Model, Positional, Stopping, Texts
+from excise.commands._shared import NO_FLOOR, hold_out, inputs_of, load_victim, plain, size, write
+from excise.commands._stopping import resumable
 from excise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Options:
     """Replace an earlier result."""
     dry_run: bool = False
     """Show the plan with estimated times; write nothing."""
+    stopping: Annotated[Stopping, Inline] = Stopping()
     texts: Annotated[Texts, Inline] = Texts()
     common: Annotated[Common, Inline] = Common()
 
@@ -50,6 +52,7 @@ def run(options: Options, attack: Attack, console: Console) -> None:
     from excise.evaluation import clean_twin
     from excise.output import check_output
     from excise.pipeline import Story, check_needs, save_backdoor
+    from excise.registry import settings
     from excise.result import data_record
 
     seed = options.common.seed
@@ -62,6 +65,7 @@ def run(options: Options, attack: Attack, console: Console) -> None:
         data = options.texts.load(options.data, victim.label_names)  # the checkpoint has a head: its labels count
     check_clean(data, what="training texts")
     check_output(options.out, overwrite=options.overwrite, needed=size(victim) * (1 if options.no_clean_twin else 2))
+    story.inputs = inputs_of(options, attack)
     train, test = hold_out(options, data, victim.label_names, seed)
     if test is None:
         raise ConfigError("An attack has to be measured: give --test, or a --holdout above 0.")
@@ -87,8 +91,9 @@ def run(options: Options, attack: Attack, console: Console) -> None:
         console.plan(work, train, options.out)
         return
     console.say(f"Planting a {options.attack} backdoor: {len(train)} training texts, {victim.precision} on {victim.device}.")
-    backdoor, twin, result = work()
-    write(options.out, options.overwrite, result, save=lambda folder: save_backdoor(folder, backdoor, attack, seed, twin=twin))
+    with resumable(options, settings(attack), console):
+        backdoor, twin, result = work()
+        write(options.out, options.overwrite, result, save=lambda folder: save_backdoor(folder, backdoor, attack, seed, twin=twin))
     console.scores(result)
     console.examples(result.examples, "backdoored")
     console.say(f"Wrote {options.out}; backdoor.json in it says how the trigger works.")

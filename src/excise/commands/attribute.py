@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from excise.attribution import Attributor
 from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import hold_out, known_backdoor, load_victim, plain, write_study
+from excise.commands._shared import hold_out, inputs_of, known_backdoor, load_victim, plain, write_study
 from excise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def run(options: Options, console: Console) -> None:
         seed=seed,
         settings=plain(options),
         model=options.model,
+        inputs=inputs_of(options),
         data={"clean": data_record(options.data, find), "test": data_record(options.test or options.data, test)},
         seconds=time.monotonic() - started,
         target_label=victim.label_names[known.target_label],

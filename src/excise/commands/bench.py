@@ -58,6 +58,7 @@ class Options:
 
 def run(options: Options, console: Console) -> None:
     from excise.bench import Cell, kept_cells, run_grid
+    from excise.disk import write_whole
     from excise.grid import load_grid, places
     from excise.reports.grid import csv_table, latex_table, markdown_table, scores, table_rows, terminal_table
 
@@ -84,7 +85,7 @@ def run(options: Options, console: Console) -> None:
     rows = table_rows(cells, grid.paper or {})
     console.show(terminal_table(rows))
     for name, text in (("md", markdown_table(rows)), ("csv", csv_table(rows)), ("tex", latex_table(rows))):
-        (options.out / f"{grid.name}.{name}").write_text(text, encoding="utf-8")
+        write_whole(options.out / f"{grid.name}.{name}", text)
     if any(cell.error for cell in cells):
         raise ExciseError(f"{sum(bool(cell.error) for cell in cells)} of {len(cells)} cells failed; run it again to retry them.")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import NO_FLOOR, known_backdoor, load_floor, load_victim, plain, write
+from excise.commands._shared import NO_FLOOR, inputs_of, known_backdoor, load_floor, load_victim, plain, write
 from excise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def run(options: Options, console: Console) -> None:
     if options.floor_model and not options.backdoor:
         raise ConfigError("--floor-model was given without --backdoor: a floor needs a trigger to measure. Give both.")
     victim = load_victim(options.model, options.texts, options.common)
+    story.inputs = inputs_of(options)
     trigger, target, twin = known_backdoor(options.backdoor, victim)
     test = options.texts.load(options.data, victim.label_names)
     check_clean(test, what="test texts")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import load_victim, plain, write_study
+from excise.commands._shared import inputs_of, load_victim, plain, write_study
 
 if TYPE_CHECKING:
     from excise.console import Console
@@ -59,6 +59,7 @@ def run(options: Options, console: Console) -> None:
         options.augmentations,
         settings=plain(options),
         model=options.model,
+        inputs=inputs_of(options),
         data={"clean": data_record(options.data, data)},
         rows=loss_rows("suspect", ranking),
         left_out=dict(ranking.left_out),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import known_backdoor, load_victim, plain, write_study
+from excise.commands._shared import inputs_of, known_backdoor, load_victim, plain, write_study
 from excise.errors import AttentionError, ConfigError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def run(options: Options, console: Console) -> None:
         options.augmentations,
         settings=plain(options),
         model=options.model,
+        inputs=inputs_of(options),
         data={"clean": data_record(options.data, data)},
         rows=tuple(row for name, ranking in rankings.items() for row in loss_rows(name, ranking)),
         left_out={name: why for ranking in rankings.values() for name, why in ranking.left_out.items()},

@@ -6,8 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import NO_FLOOR, NO_TRIGGER, NOT_HELD_OUT, hold_out, known_backdoor, load_floor, load_victim, plain, size, write
+from excise.commands._options import Common, Inline, Model, Positional, Stopping, Texts
+from excise.commands._shared import (
+    NO_FLOOR,
+    NO_TRIGGER,
+    NOT_HELD_OUT,
+    hold_out,
+    inputs_of,
+    known_backdoor,
+    load_floor,
+    load_victim,
+    plain,
+    size,
+    write,
+)
+from excise.commands._stopping import resumable
 from excise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,6 +66,7 @@ class Options:
     """Replace an earlier result."""
     dry_run: bool = False
     """Show the plan with estimated times; write nothing."""
+    stopping: Annotated[Stopping, Inline] = Stopping()
     texts: Annotated[Texts, Inline] = Texts()
     common: Annotated[Common, Inline] = Common()
 
@@ -62,6 +76,7 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     from excise.evaluation import triggered
     from excise.output import check_output
     from excise.pipeline import Story
+    from excise.registry import settings
     from excise.result import data_record
     from excise.seeds import derive
 
@@ -73,6 +88,7 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
     victim = load_victim(options.model, options.texts, options.common)
     check_output(options.out, overwrite=options.overwrite, needed=size(victim))
+    story.inputs = inputs_of(options, defense)
     trigger, target, twin = known_backdoor(options.backdoor, victim)
     data = options.texts.load(options.data, victim.label_names)
     if options.fraction != 1:
@@ -109,9 +125,9 @@ def run(options: Options, defense: Defense, console: Console) -> None:
         console.plan(work, clean, options.out)
         return
     console.say(f"Repairing {victim.source} with {options.method}: {len(clean)} clean texts, {victim.precision} on {victim.device}.")
-    result = work()
-    fixed = story.victims[options.method]
-    write(options.out, options.overwrite, result, save=fixed.save, card=True)
+    with resumable(options, settings(defense), console):
+        result = work()
+        write(options.out, options.overwrite, result, save=story.victims[options.method].save, card=True)
     console.scores(result)
     console.trials(result)
     _hint(result, console)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from excise.commands._options import Positional
+from excise.commands._options import Inline, Positional, Stopping
 from excise.commands._recipe import run_recipe
 from excise.recipes import find_recipe
 
@@ -34,6 +34,7 @@ class Options:
     """Instead of the recipe's."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
+    stopping: Annotated[Stopping, Inline] = Stopping()
     quiet: bool = False
     """Print only results."""
     debug: bool = False

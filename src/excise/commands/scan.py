@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from excise import registry
 from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import load_victim, plain
+from excise.commands._shared import inputs_of, load_victim, plain
 from excise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,12 +57,13 @@ def run(options: Options, console: Console) -> int:
         check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data))
     victim = load_victim(options.model, options.texts, options.common)
     data = options.texts.load(options.data, victim.label_names)
+    inputs = inputs_of(options)
     if len(data) > options.most_texts:
         data, _ = split(data, options.most_texts / len(data), seed=derive(options.common.seed, "most texts"))
     check_clean(data)
     console.say(f"Scanning {victim.source} with {', '.join(scanners)}: {len(data)} clean texts, {victim.precision} on {victim.device}.")
     rows = scan(victim, data, scanners, seed=options.common.seed, budget=options.budget)
-    result = _told(options, victim, data, rows, time.monotonic() - begun)
+    result = _told(options, victim, data, rows, inputs, time.monotonic() - begun)
     if options.out:
         _write(options.out, result, overwrite=options.overwrite)
     console.scan(result)
@@ -87,7 +88,7 @@ def chosen(specs: tuple[str, ...]) -> dict[str, Scanner]:
     return found
 
 
-def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], seconds: float) -> ScanResult:
+def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], inputs: dict[str, str], seconds: float) -> ScanResult:
     from excise.result import Environment, command_line, data_record
     from excise.scan_result import ScanResult, verdict_of
 
@@ -97,6 +98,7 @@ def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[Scann
         seed=options.common.seed,
         settings=plain(options),
         model=options.model,
+        inputs=inputs,
         data={"clean": data_record(options.data, data)},
         seconds=seconds,
         verdict=verdict_of(rows),
@@ -106,13 +108,14 @@ def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[Scann
 
 def _write(out: Path, result: ScanResult, *, overwrite: bool) -> None:
     from excise.output import writing
+    from excise.provenance import save_sealed
     from excise.reports.html import scan_report
     from excise.reports.sarif import sarif
 
     with writing(out, overwrite=overwrite) as folder:
-        result.save(folder / "scan.json")
         (folder / "report.html").write_text(scan_report(result), encoding="utf-8")
         (folder / "scan.sarif").write_text(sarif(result), encoding="utf-8")
+        save_sealed(result, folder / "scan.json")
 
 
 def exit_code(result: ScanResult) -> int:

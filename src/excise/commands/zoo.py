@@ -45,6 +45,7 @@ class Options:
 
 def run(options: Options, console: Console) -> None:
     from excise.commands.scan import chosen
+    from excise.disk import write_whole
     from excise.reports.zoo import markdown_tables, specimen_line, terminal_tables
     from excise.scan_result import judged
     from excise.track_record import save_tracks
@@ -70,7 +71,7 @@ def run(options: Options, console: Console) -> None:
     for table in terminal_tables(specimens):
         console.show(table)
     save_tracks(tracks(specimens), options.out / "track_record.json")
-    (options.out / "zoo.md").write_text(markdown_tables(specimens), encoding="utf-8")
+    write_whole(options.out / "zoo.md", markdown_tables(specimens))
 
 
 def _sources(specs: tuple[str, ...]) -> dict[str, str]:

@@ -105,6 +105,14 @@ class Population:
         self.ages = [random.randint(0, settings.life - 1) for _ in self.targets]
         self.vectors: Float[Tensor, "member token hidden"] = torch.stack([self.fresh() for _ in self.targets])
 
+    def state_dict(self) -> dict[str, Any]:
+        """What changes while it is used, apart from its generator."""
+        return {"vectors": self.vectors, "ages": self.ages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.vectors, self.ages = state["vectors"].to(self.rows.device), list(state["ages"])
+
     def fresh(self) -> Float[Tensor, "token hidden"]:
         """Random rows of the vocabulary."""
         return bounded(self.rows[self.random.choices(self.ordinary, k=self.settings.tokens)], self.longest)

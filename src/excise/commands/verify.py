@@ -1,0 +1,37 @@
+"""excise verify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from excise.commands._options import Positional
+
+if TYPE_CHECKING:
+    from excise.console import Console
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Check that every file of a folder is as excise wrote it, by the hashes in its result."""
+
+    folder: Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
+    """What excise repair or another command wrote."""
+    inputs: bool = False
+    """Check the files that went in as well: the model, the texts and what else was named."""
+    quiet: bool = False
+    """Print nothing if all is well."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def run(options: Options, console: Console) -> None:
+    from excise.provenance import verify
+
+    record, count = verify(options.folder, inputs=options.inputs)
+    console.say(
+        f"{count} files are what excise {record.get('kind')} wrote or read ({record.get('created')}). Nobody signed this: see docs/reliability.md."
+    )

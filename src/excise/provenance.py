@@ -1,0 +1,110 @@
+"""Where a result comes from and whether it is still what was written: SHA-256 of every file that went in and came out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from excise.errors import DataError
+from excise.kept import file_hash, file_hashes
+from excise.output import RESULTS
+from excise.result import MOST_BYTES, Record
+
+__all__ = ["hash_inputs", "save_sealed", "verify"]
+
+CHECKPOINT = (".json", ".safetensors")
+"""Endings of what is read of a checkpoint folder."""
+
+
+def hash_inputs(settings: Any, *, checkpoint: tuple[str, Path] | None = None) -> dict[str, str]:
+    """SHA-256 of every file, and of the files of every checkpoint folder, that settings name.
+
+    Args:
+        settings: Plain data, of options and methods; what stands under `out` is no input.
+        checkpoint: A checkpoint by the name that the user gave it, and its folder, for one that is no folder by name.
+    """
+    places = {name: Path(name).expanduser() for name in _texts(settings)}
+    places |= dict([checkpoint] if checkpoint else [])
+    found: dict[str, str] = {}
+    for name, place in places.items():
+        if (place / "config.json").is_file():
+            found |= {f"{name}/{file.name}": file_hash(file) for file in sorted(place.iterdir()) if file.suffix in CHECKPOINT and file.is_file()}
+        elif name and place.is_file():
+            found[name] = file_hash(place)
+    return found
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    if isinstance(settings, str):
+        if len(settings) < 4096 and "\0" not in settings:
+            yield settings
+    elif isinstance(settings, Mapping):
+        for key, value in settings.items():
+            if key != "out":
+                yield from _texts(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _texts(value)
+
+
+def save_sealed(result: Record, path: Path) -> None:
+    """Write a result last, with the hash of every other file of its folder."""
+    others = {name: value for name, value in file_hashes(path.parent).items() if name != path.name}
+    result.model_copy(update={"outputs": others}).save(path)
+
+
+def verify(folder: Path, *, inputs: bool = False) -> tuple[dict[str, Any], int]:
+    """Compare a folder with the result in it.
+
+    Args:
+        folder: What `excise repair` or another command wrote.
+        inputs: Look at the files that went in as well, which must be where they were.
+
+    Returns:
+        What the result file says, and how many files are as they were.
+
+    Raises:
+        DataError: There is no result, or it has no hashes, or a file is not what was written; the message names it.
+    """
+    path = next((folder / name for name in RESULTS if (folder / name).is_file()), None)
+    if path is None:
+        raise DataError(f"{folder} holds no result of excise ({', '.join(RESULTS)}). Give a folder that excise wrote.")
+    record = _read(path)
+    outputs: Any = record.get("outputs")
+    given: Any = record.get("inputs")
+    if not (_are_hashes(outputs) and _are_hashes(given)) or not outputs:
+        raise DataError(f"{path} has no hashes of the files beside it: an earlier version of excise wrote it, or it is damaged. Make it again.")
+    found = {name: value for name, value in file_hashes(folder).items() if name != path.name}
+    links = {str(link.relative_to(folder)) for link in folder.rglob("*") if link.is_symlink()}
+    changed = [name for name, value in outputs.items() if found.get(name, value) != value or name in links]
+    wrong = [f"{name} is missing" for name in outputs if name not in found]
+    wrong += [f"{name} was changed" for name in changed]
+    wrong += [f"{name} was added" for name in sorted({*found, *links} - outputs.keys())]
+    for name, value in given.items() if inputs else ():
+        now = file_hash(Path(name).expanduser()) if os.path.isfile(Path(name).expanduser()) else None
+        if now != value:
+            wrong.append(f"the input {name} {'was changed since' if now else 'is not there any more'}")
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise DataError(f"{folder} is not what excise wrote: {wrong[0]}{more}. Do not rely on it; make it again.")
+    return record, len(outputs) + (len(given) if inputs else 0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The result as plain data: those of other versions can be verified too."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path} is larger than {MOST_BYTES >> 20} MB, which no result is.")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {str(error)[:100]}.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no result.")
+    return found
+
+
+def _are_hashes(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())

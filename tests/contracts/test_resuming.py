@@ -1,0 +1,149 @@
+"""Whatever trains goes on with the same bits after a stop at any step, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from contracts.test_methods import make, make_attack, make_defense, quick, same, weights
+from excise import registry
+from excise.language_model import train_language_model
+from excise.progress import Progress, observe
+from excise.resume import Course, Memory, resuming
+from excise.training import FitConfig, classification_loss, fit
+from excise.victim import Batch, Victim
+from toy import toy_data, toy_victim
+
+pytestmark = pytest.mark.usefixtures("wordnet")
+
+SHORT = FitConfig(epochs=2, learning_rate=1e-3, batch_size=8)
+
+
+def trained(kind: str, name: str) -> Any:
+    """What a method makes of a toy; weights, or which texts a filter keeps."""
+    if kind == "attack":
+        return weights(make_attack(name, SHORT)(toy_victim(), toy_data(40), seed=0).victim)
+    if kind == "filter":
+        return make(kind, name, SHORT)(toy_victim(), toy_data(40), seed=0)
+    if kind == "defense":
+        return weights(quick(make_defense(name), SHORT)(toy_victim(), toy_data(40), seed=0))
+    model = train_language_model(name, toy_data(24).texts, kind=kind, training=SHORT, seed=0)  # type: ignore[arg-type]
+    return {key: value.clone() for key, value in model.model.state_dict().items()}
+
+
+def stopped(work: Callable[[], Any], step: int, folder: Path) -> Any:
+    """The work, stopped after so many reports of progress."""
+    left = iter(range(step))
+
+    def watch(_: Progress) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with observe(watch), resuming(folder, {}, every=0):
+        return work()
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    return same(one, other) if isinstance(one, dict) else one == other
+
+
+def check(work: Callable[[], Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Stop three times and go on; how many steps were not made again."""
+    reports: list[Progress] = []
+    with observe(reports.append):
+        undisturbed = work()
+    spared: list[int] = []
+    load = Course._load
+
+    def counted(self: Course, *found: Any) -> None:
+        load(self, *found)
+        spared.append(self.done)
+
+    monkeypatch.setattr(Course, "_load", counted)
+    again: list[Progress] = []
+    steps = [i for i, report in enumerate(reports) if "loss" in report.values]
+    for stop in sorted(Random(len(reports)).sample(steps[1:], 3)):
+        with pytest.raises(KeyboardInterrupt):
+            stopped(work, stop, folder)
+    with observe(again.append):
+        assert same_bits(stopped(work, 10**9, folder), undisturbed)
+    told = [{(p.task, p.done, p.values["loss"]) for p in run if "loss" in p.values} for run in (reports, again)]
+    assert told[0] == told[1], "the curves are whole"
+    return sum(spared)
+
+
+TRAINING: list[Any] = [(kind, name) for kind in ("attack", "defense", "filter") for name in registry.names(kind)]
+TRAINING = [(kind, name) for kind, name in TRAINING if not getattr(registry.load(kind, name), "guards", False)]  # guards train nothing
+
+
+@pytest.mark.parametrize(("kind", "name"), TRAINING, ids=[f"{kind}-{name}" for kind, name in TRAINING])
+def test_a_method_goes_on_with_the_same_bits(kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spared = check(lambda: trained(kind, name), tmp_path / "state", monkeypatch)
+    assert spared, "it began anew each time: what its loss holds is not known (excise.resume)"
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_a_language_model_goes_on_with_the_same_bits(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_victim().save(tmp_path / "base")
+    assert check(lambda: trained(kind, str(tmp_path / "base")), tmp_path / "state", monkeypatch)
+
+
+def test_a_loss_that_remembers_in_secret_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that grows is no constant; an object that does not say its state is not known. Both would go on with other numbers."""
+
+    class Secret:
+        calls = 0
+
+    def work(memory: Any) -> Any:
+        def loss(victim: Victim, batch: Batch) -> torch.Tensor:
+            if isinstance(memory, list):
+                memory.append(1.0)
+                count = len(memory)
+            else:
+                memory.calls += 1
+                count = memory.calls
+            return classification_loss(victim, batch) * count
+
+        return weights(fit(toy_victim(), toy_data(40), loss=loss, config=SHORT, seed=0))
+
+    for make_memory in (list, Secret):
+        assert check(lambda: work(make_memory()), tmp_path / make_memory.__name__, monkeypatch) == 0  # noqa: B023
+
+
+def test_equal_losses_are_known_by_what_they_hold() -> None:
+    def loss(*held: Any) -> Any:
+        return lambda victim, batch: held
+
+    def constants(*held: Any) -> str:
+        return Memory.of(loss(*held)).constants  # type: ignore[union-attr]
+
+    assert constants(1.0, "norm", torch.ones(2)) == constants(1.0, "norm", torch.ones(2))
+    assert len({constants(*held) for held in [(1.0,), (2.0,), ("1.0",), (torch.ones(2),), (torch.zeros(2),), ([1.0],), ({"a": 1.0},)]}) == 7
+    assert Memory.of(loss({1.0})) is None
+    assert Memory.of(loss(Random(0))) is not None
+
+
+def test_a_damaged_state_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> Any:
+        return trained("defense", "cft")
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped(work, 5, tmp_path)
+    (kept,) = tmp_path.glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-9])
+    assert check(work, tmp_path, monkeypatch)
+
+
+def test_a_disk_that_is_full_costs_the_state_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    undisturbed = trained("defense", "cft")
+    monkeypatch.setattr("excise.resume.save_file", full)
+    assert same(stopped(lambda: trained("defense", "cft"), 10**9, tmp_path / "state"), undisturbed)
+    assert not list((tmp_path / "state").glob("*.safetensors"))

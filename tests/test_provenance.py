@@ -1,0 +1,109 @@
+"""A result knows the files that went in and came out, and a folder can be held against it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from excise.cli import main
+from toy import save_toy, toy_data, write_csv
+
+QUICK = ["--method", "cft", "--training.epochs", "1", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, texts and a repair."""
+    place = tmp_path_factory.mktemp("provenance")
+    model, data = save_toy(place / "model"), write_csv(place / "texts.csv", toy_data(60))
+    assert main(["repair", str(model), "--data", str(data), "--out", str(place / "fixed"), *QUICK]) == 0
+    return place
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_result_holds_the_hash_of_every_file(place: Path) -> None:
+    record = json.loads((place / "fixed" / "excise-result.json").read_text())
+    assert record["outputs"] == {p.name: sha256(p) for p in (place / "fixed").iterdir() if p.name != "excise-result.json"}
+    assert {"README.md", "report.html", "model.safetensors", "config.json", "tokenizer.json"} <= record["outputs"].keys()
+    inputs = [place / "texts.csv", *(place / "model").glob("*.json"), place / "model" / "model.safetensors"]
+    assert record["inputs"] == {str(path): sha256(path) for path in inputs}
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a changed weight": (lambda out: (out / "model.safetensors").write_bytes(b"x"), "model.safetensors was changed"),
+    "a lost file": (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "a new file": (lambda out: (out / "pytorch_model.bin").touch(), "pytorch_model.bin was added"),
+    "a link in place of a file": (lambda out: linked(out / "config.json"), "config.json was changed"),
+    "no hashes": (lambda out: (out / "excise-result.json").write_text("{}"), "no hashes"),
+    "hashes that are none": (lambda out: (out / "excise-result.json").write_text('{"outputs": {"a": 1}, "inputs": {}}'), "no hashes"),
+    "no JSON": (lambda out: (out / "excise-result.json").write_text("["), "cannot be read"),
+    "no object": (lambda out: (out / "excise-result.json").write_text("[]"), "holds no result"),
+    "no result": (lambda out: (out / "excise-result.json").unlink(), "holds no result"),
+}
+
+
+def linked(path: Path) -> None:
+    away = path.parent.with_name("elsewhere.json")
+    path.rename(away)
+    path.symlink_to(away)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_whatever_is_not_as_it_was_written_is_named(what: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(shutil.copytree(place / "fixed", tmp_path / "fixed"))
+    assert main(["verify", str(out)]) == 0
+    change, message = CHANGES[what]
+    change(out)
+    assert main(["verify", str(out)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_inputs_are_looked_at_if_asked(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = Path(shutil.copytree(place / "model", tmp_path / "model")), tmp_path / "texts.csv"
+    shutil.copy(place / "texts.csv", data)
+    assert main(["repair", str(model), "--data", str(data), "--out", str(tmp_path / "fixed"), *QUICK]) == 0
+    assert main(["verify", str(tmp_path / "fixed"), "--inputs"]) == 0
+    data.write_text("text,label\n")
+    assert main(["verify", str(tmp_path / "fixed")]) == 0
+    assert main(["verify", str(tmp_path / "fixed"), "--inputs"]) == 2
+    assert "texts.csv was changed since" in capsys.readouterr().err
+    shutil.rmtree(model)
+    assert main(["verify", str(tmp_path / "fixed"), "--inputs"]) == 2
+    assert "and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["scan", "attack", "evaluate", "perturb", "run"])
+def test_every_command_s_folder_can_be_verified_and_replaced(command: str, place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = {
+        "scan": [place / "model", "--data", place / "texts.csv", "--scanners", "embedding_rows"],
+        "attack": ["badnets", place / "model", "--data", place / "texts.csv", "--training.epochs", "1"],
+        "evaluate": [place / "model", "--data", place / "texts.csv"],
+        "perturb": [place / "model", "--data", place / "texts.csv", "--augmentations", "aeda"],
+        "run": [tmp_path / "recipe.yaml"],
+    }
+    short = {"epochs": 1}
+    recipe = {
+        "name": "toy",
+        "model": str(place / "model"),
+        "train": {"source": str(place / "texts.csv")},
+        "test_size": 20,
+        "clean_fraction": 0.5,
+        "attack": {"method": "badnets", "training": short},
+        "defenses": [{"method": "cft", "training": short}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for _ in range(2):
+        assert main([command, *map(str, words[command]), "--out", str(out), "--overwrite", "--quiet"]) in (0, 2 if command == "scan" else 0)
+        assert main(["verify", str(out), "--inputs"]) == 0
+    if command == "run":
+        assert main(["verify", str(out / "cft")]) == 0
