@@ -219,7 +219,7 @@ def scan_specimen(
             (row,) = scan(victim, corpus.clean, {name: scanner}, seed=specimen.seed)
         plain = tuple(trigger.model_copy(update={"examples": ()}) for trigger in row.triggers)  # texts stay where they came from
         others = tuple(old for old in specimen.scans if old.name != name)
-        specimen = specimen.model_copy(update={"scans": (*others, row.model_copy(update={"triggers": plain}))})
+        specimen = specimen.model_copy(update={"scans": (*others, row.model_copy(update={"triggers": plain, "track": None}))})
         specimen.save(folder / "specimens")
     return specimen
 
