@@ -187,7 +187,16 @@ def _parquet(path: Path) -> Table:
             raise DataError(f"{path} names a column twice: {', '.join(columns)}. Rename one.")
         names = class_names(file.schema_arrow.metadata)
         kinds = dict(zip(columns, file.schema_arrow.types, strict=True))
-    return Table(columns, rows, lambda name: _parquet_column(path, name, kinds[name]), names)
+
+    def column(name: str) -> list[Any]:
+        try:
+            return _parquet_column(path, name, kinds[name])
+        except DataError:
+            raise
+        except Exception as error:  # pages are first looked at here, and pyarrow raises many kinds
+            raise DataError(f"{path}: column {name!r} is damaged ({first_line(error)}). Check that the file is whole.") from error
+
+    return Table(columns, rows, column, names)
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
