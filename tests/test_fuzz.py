@@ -32,6 +32,12 @@ def test_damaged_pages_of_a_parquet_file(tmp_path: Path) -> None:
         load_dataset(path)
 
 
+def test_a_parquet_file_that_ended_the_process(tmp_path: Path) -> None:
+    """pyarrow does not catch its own exception where a column's statistics are damaged; this file was found by fuzzing."""
+    with pytest.raises(DataError, match=r"histogram\.parquet"):
+        load_dataset(Path(__file__).parent / "fuzz" / "found" / "histogram.parquet")
+
+
 @pytest.mark.parametrize("family", [3, None, "x", []])
 def test_a_family_that_is_no_mapping(family: Any, tmp_path: Path) -> None:
     path = tmp_path / "zoo.yaml"

@@ -219,9 +219,8 @@ def _parquet_column(path: Path, name: str, kind: Any) -> list[Any]:
         raise DataError(f"{path}: column {name!r} holds {str(kind)[:40]}; texts or labels were expected. Name another column.")
     values: list[Any] = []
     with ParquetFile(path, read_dictionary=[name]) as file:
-        leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
-        place = leaves.index(name)
-        size = sum(file.metadata.row_group(i).column(place).total_uncompressed_size for i in range(file.num_row_groups))
+        # of all columns: pyarrow ends the process where what is said of a single one is damaged
+        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
         for batch in file.iter_batches(batch_size=4096, columns=[name]) if size <= MOST_BYTES else ():
             array = batch.column(0)
             if pa.types.is_dictionary(array.type) and not pa.types.is_primitive(array.type.value_type):

@@ -241,12 +241,12 @@ def _exchanged(value: Any, random: Random) -> Any:
     return random.choice(ODD)
 
 
-def fuzz(place: Path, *, inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
+def fuzz(place: Path, *, inputs: int, seed: int, first: int = 0) -> tuple[Counter[str], list[str]]:
     """So many inputs, in turn over the parsers; (how many of each were read or refused, what else happened)."""
     found = targets(place)
     count: Counter[str] = Counter()
     broken: list[str] = []
-    for number in range(inputs):
+    for number in range(first, first + inputs):
         name = list(found)[number % len(found)]
         target, random = found[name], Random(f"{seed} {number}")
         path = place / "fuzz" / name.replace(" ", "-") / target.name
@@ -265,13 +265,38 @@ def fuzz(place: Path, *, inputs: int, seed: int) -> tuple[Counter[str], list[str
     return count, broken
 
 
+def in_forks(inputs: int, seed: int, *, at_once: int = 1000) -> tuple[Counter[str], list[str]]:
+    """`fuzz`, a thousand inputs a process: a library that ends the process is a finding, too."""
+    count: Counter[str] = Counter()
+    broken: list[str] = []
+    for first in range(0, inputs, at_once):
+        with tempfile.TemporaryDirectory() as folder:
+            told = Path(folder) / "told.json"
+            if (child := os.fork()) == 0:
+                code = 1
+                try:
+                    counted, failures = fuzz(Path(folder), inputs=min(at_once, inputs - first), seed=seed, first=first)
+                    told.write_text(json.dumps([counted, failures]))
+                    code = 0
+                finally:
+                    os._exit(code)
+            _, status = os.waitpid(child, 0)
+            if told.exists():
+                counted, failures = json.loads(told.read_text())
+                count.update(counted)
+                broken += failures
+            else:
+                last = max((Path(folder) / "fuzz").rglob("*"), key=lambda path: path.stat().st_mtime_ns)
+                broken.append(f"{last.parent.name}: one of the inputs from {first} on ended the process (status {status})")
+    return count, broken
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        counted, failures = fuzz(Path(folder), inputs=given.inputs, seed=given.seed)
+    counted, failures = in_forks(given.inputs, given.seed)
     for what, number in sorted(counted.items()):
         print(f"{what} {number}")
     print("\n".join(failures[:50]))
