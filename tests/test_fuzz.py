@@ -13,11 +13,11 @@ import pytest
 from excise.data import load_dataset
 from excise.errors import ConfigError, DataError
 from excise.zoo import load_zoo
-from fuzz.parsers import fuzz
+from fuzz.parsers import fuzz, targets
 
 
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
-    count, broken = fuzz(tmp_path, inputs=800, seed=1)
+    count, broken = fuzz(targets(tmp_path), tmp_path, inputs=800, seed=1)
     assert not broken
     assert sum(count.values()) == 800
 

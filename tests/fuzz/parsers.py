@@ -241,9 +241,8 @@ def _exchanged(value: Any, random: Random) -> Any:
     return random.choice(ODD)
 
 
-def fuzz(place: Path, *, inputs: int, seed: int, first: int = 0) -> tuple[Counter[str], list[str]]:
+def fuzz(found: dict[str, Target], place: Path, *, inputs: int, seed: int, first: int = 0) -> tuple[Counter[str], list[str]]:
     """So many inputs, in turn over the parsers; (how many of each were read or refused, what else happened)."""
-    found = targets(place)
     count: Counter[str] = Counter()
     broken: list[str] = []
     for number in range(first, first + inputs):
@@ -265,7 +264,7 @@ def fuzz(place: Path, *, inputs: int, seed: int, first: int = 0) -> tuple[Counte
     return count, broken
 
 
-def in_forks(inputs: int, seed: int, *, at_once: int = 1000) -> tuple[Counter[str], list[str]]:
+def in_forks(found: dict[str, Target], inputs: int, seed: int, *, at_once: int = 1000) -> tuple[Counter[str], list[str]]:
     """`fuzz`, a thousand inputs a process: a library that ends the process is a finding, too."""
     count: Counter[str] = Counter()
     broken: list[str] = []
@@ -275,7 +274,7 @@ def in_forks(inputs: int, seed: int, *, at_once: int = 1000) -> tuple[Counter[st
             if (child := os.fork()) == 0:
                 code = 1
                 try:
-                    counted, failures = fuzz(Path(folder), inputs=min(at_once, inputs - first), seed=seed, first=first)
+                    counted, failures = fuzz(found, Path(folder), inputs=min(at_once, inputs - first), seed=seed, first=first)
                     told.write_text(json.dumps([counted, failures]))
                     code = 0
                 finally:
@@ -296,7 +295,8 @@ if __name__ == "__main__":
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    counted, failures = in_forks(given.inputs, given.seed)
+    with tempfile.TemporaryDirectory() as good:
+        counted, failures = in_forks(targets(Path(good)), given.inputs, given.seed)
     for what, number in sorted(counted.items()):
         print(f"{what} {number}")
     print("\n".join(failures[:50]))
