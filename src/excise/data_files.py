@@ -187,7 +187,16 @@ def _parquet(path: Path) -> Table:
             raise DataError(f"{path} names a column twice: {', '.join(columns)}. Rename one.")
         names = class_names(file.schema_arrow.metadata)
         kinds = dict(zip(columns, file.schema_arrow.types, strict=True))
-    return Table(columns, rows, lambda name: _parquet_column(path, name, kinds[name]), names)
+
+    def column(name: str) -> list[Any]:
+        try:
+            return _parquet_column(path, name, kinds[name])
+        except DataError:
+            raise
+        except Exception as error:  # pages are first looked at here, and pyarrow raises many kinds
+            raise DataError(f"{path}: column {name!r} is damaged ({first_line(error)}). Check that the file is whole.") from error
+
+    return Table(columns, rows, column, names)
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
@@ -210,9 +219,8 @@ def _parquet_column(path: Path, name: str, kind: Any) -> list[Any]:
         raise DataError(f"{path}: column {name!r} holds {str(kind)[:40]}; texts or labels were expected. Name another column.")
     values: list[Any] = []
     with ParquetFile(path, read_dictionary=[name]) as file:
-        leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
-        place = leaves.index(name)
-        size = sum(file.metadata.row_group(i).column(place).total_uncompressed_size for i in range(file.num_row_groups))
+        # of all columns: pyarrow ends the process where what is said of a single one is damaged
+        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
         for batch in file.iter_batches(batch_size=4096, columns=[name]) if size <= MOST_BYTES else ():
             array = batch.column(0)
             if pa.types.is_dictionary(array.type) and not pa.types.is_primitive(array.type.value_type):

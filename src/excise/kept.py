@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from excise.disk import disk_errors_of
 
-__all__ = ["digest", "file_hash", "file_hashes", "is_whole", "keep_folder"]
+__all__ = ["clear_leftovers", "digest", "file_hash", "file_hashes", "is_whole", "keep_folder"]
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -49,6 +50,12 @@ def keep_folder(place: Path, write: Callable[[Path], None]) -> None:
         except OSError:
             if not is_whole(place):
                 raise
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed runs left half-made in a folder of kept things; nobody else may be writing to it."""
+    for path in folder.glob(".*"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -104,7 +104,7 @@ def run_of(folder: Path) -> dict[str, Any] | None:
     """What decided the run whose states are in `folder`; None if there are none."""
     try:
         return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

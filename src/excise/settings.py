@@ -84,6 +84,8 @@ def validate(cls: type[T], fields: Mapping[str, Any], where: str) -> T:
     """
     from pydantic import TypeAdapter, ValidationError
 
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"{where}: settings by name were expected (given: {fields!r}).")
     try:
         return TypeAdapter(cls).validate_python(dict(fields))
     except ValidationError as error:

@@ -60,6 +60,7 @@ def run(options: Options, console: Console) -> None:
     from excise.bench import Cell, kept_cells, run_grid
     from excise.disk import write_whole
     from excise.grid import load_grid, places
+    from excise.kept import clear_leftovers
     from excise.reports.grid import csv_table, latex_table, markdown_table, scores, table_rows, terminal_table
 
     spread = _spread(options)
@@ -81,6 +82,8 @@ def run(options: Options, console: Console) -> None:
             raise ConfigError(f"{options.out} has no cell of {grid.name}. Leave out --no-run to measure.")
     else:
         models = {"precision": options.precision, "device": options.device, "keep_models": not options.no_models}
+        for kept in ("cells", "models"):
+            clear_leftovers(options.out / kept)
         cells = run_grid(grid, options.out, **models, spread=spread, on_cell=arrived)
     rows = table_rows(cells, grid.paper or {})
     console.show(terminal_table(rows))
