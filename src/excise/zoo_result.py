@@ -77,8 +77,8 @@ class Specimen(Strict):
         return next((row.level for row in self.scans if row.name == scanner), "skipped")
 
     def names_trigger(self, *, first: bool = False) -> bool:
-        """Whether a true trigger word is among those that the scanners name; or the very first one."""
-        true = {word.lower() for word in self.triggers}
+        """Whether a true trigger word, or one of a sentence, is among those that the scanners name; or the very first one."""
+        true = {word.lower() for trigger in self.triggers for word in trigger.split()}
         for row in self.scans:
             for i, trigger in enumerate(row.triggers if row.level in ("found", "suspicious") else ()):
                 if true & {word.lower() for word in trigger.words} or (not first and true & {word.lower() for word in trigger.alike}):
