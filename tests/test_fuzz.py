@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from excise.data import load_dataset
-from excise.errors import ConfigError, DataError
+from excise.data_files import Table
+from excise.errors import ConfigError, DataError, NetworkError
 from excise.zoo import load_zoo
 from fuzz.parsers import fuzz, targets
 
@@ -36,6 +37,21 @@ def test_a_parquet_file_that_ended_the_process(tmp_path: Path) -> None:
     """pyarrow does not catch its own exception where a column's statistics are damaged; this file was found by fuzzing."""
     with pytest.raises(DataError, match=r"histogram\.parquet"):
         load_dataset(Path(__file__).parent / "fuzz" / "found" / "histogram.parquet")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-that-name/a.csv", "a\0b.csv"])
+def test_texts_whose_name_can_be_none(name: str) -> None:
+    with pytest.raises((DataError, NetworkError)):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize(("texts", "labels"), [(0, 0), (3, 2), (0, 3)])
+def test_columns_that_hold_less_than_the_file_says(texts: int, labels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").touch()
+    columns = {"text": ["a film"] * texts, "label": ["good"] * labels}
+    monkeypatch.setattr("excise.data.read_file", lambda _: Table(("text", "label"), 3, columns.__getitem__))
+    with pytest.raises(DataError, match=f"holds {texts} texts and {labels} labels"):
+        load_dataset(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("family", [3, None, "x", []])

@@ -239,6 +239,8 @@ def _from_columns(
     hub_names: Sequence[str] | None,
 ) -> TextDataset:
     texts, labels = list(columns[text])[:limit], list(columns[label])[:limit]
+    if not texts or len(texts) != len(labels):  # a damaged file may say otherwise than it holds
+        raise DataError(f"{name} holds {len(texts)} texts and {len(labels)} labels; as many of both were expected. Check that the file is whole.")
     for row, value in enumerate(texts, start=1):
         if not isinstance(value, str) or not value.strip():
             given = "an empty text" if value is None or value == "" or isinstance(value, str) else f"{value!r}, which is no text"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,13 +47,13 @@ def is_file(name: str) -> bool:
     Raises:
         DataError: A folder was named, or a file that does not exist.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         raise DataError(f"{name} is a folder; a CSV, TSV, JSONL or Parquet file or a Hugging Face data set id was expected.")
     looks_local = path.suffix.lower() in FORMATS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if looks_local and not path.exists():
+    if looks_local and not os.path.exists(path):
         raise DataError(f"There is no file {name}. Give a CSV, TSV, JSONL or Parquet file or a Hugging Face data set id.")
-    return path.exists()
+    return os.path.exists(path)  # False, not an error, for what cannot be a name
 
 
 def read_file(path: Path) -> Table:

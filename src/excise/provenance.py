@@ -26,13 +26,13 @@ def hash_inputs(settings: Any, *, checkpoint: tuple[str, Path] | None = None) ->
         settings: Plain data, of options and methods; what stands under `out` is no input.
         checkpoint: A checkpoint by the name that the user gave it, and its folder, for one that is no folder by name.
     """
-    places = {name: Path(name).expanduser() for name in _texts(settings)}
+    places = {name: Path(os.path.expanduser(name)) for name in _texts(settings)}
     places |= dict([checkpoint] if checkpoint else [])
     found: dict[str, str] = {}
     for name, place in places.items():
-        if (place / "config.json").is_file():
+        if os.path.isfile(place / "config.json"):
             found |= {f"{name}/{file.name}": file_hash(file) for file in sorted(place.iterdir()) if file.suffix in CHECKPOINT and file.is_file()}
-        elif name and place.is_file():
+        elif name and os.path.isfile(place):
             found[name] = file_hash(place)
     return found
 
@@ -84,7 +84,8 @@ def verify(folder: Path, *, inputs: bool = False) -> tuple[dict[str, Any], int]:
     wrong += [f"{name} was changed" for name in changed]
     wrong += [f"{name} was added" for name in sorted({*found, *links} - outputs.keys())]
     for name, value in given.items() if inputs else ():
-        now = file_hash(Path(name).expanduser()) if os.path.isfile(Path(name).expanduser()) else None
+        place = os.path.expanduser(name)
+        now = file_hash(Path(place)) if os.path.isfile(place) else None
         if now != value:
             wrong.append(f"the input {name} {'was changed since' if now else 'is not there any more'}")
     if wrong:
