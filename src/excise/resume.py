@@ -40,7 +40,7 @@ from excise.kept import digest
 from excise.progress import named
 from excise.victim import Victim
 
-__all__ = ["Course", "States", "course", "forget", "resuming", "run_of", "same_machine"]
+__all__ = ["Course", "States", "course", "resuming", "run_of", "same_machine"]
 
 logger = logging.getLogger(__name__)
 ABOUT = "run.json"
@@ -115,13 +115,6 @@ def same_machine() -> dict[str, Any]:
         code.update(path.read_bytes())
     versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     return {**versions, "excise": code.hexdigest(), "threads": torch.get_num_threads(), "processor": torch.backends.cpu.get_cpu_capability()}
-
-
-def forget() -> None:
-    """Drop what has been kept: its result is safe elsewhere."""
-    if states := _states.get():
-        for path in states.folder.glob("*.safetensors"):
-            path.unlink(missing_ok=True)
 
 
 class Course:

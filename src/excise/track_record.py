@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, TypeAdapter
 
+from excise.disk import write_whole
 from excise.kept import digest
 from excise.result import Measured, Strict
 
@@ -47,4 +48,4 @@ def _kept() -> tuple[Track, ...]:
 
 def save_tracks(tracks: tuple[Track, ...], path: Path) -> None:
     """Write records of several scanners."""
-    path.write_bytes(TRACKS.dump_json(tracks, indent=1) + b"\n")
+    write_whole(path, TRACKS.dump_json(tracks, indent=1).decode() + "\n")

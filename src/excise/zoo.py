@@ -29,7 +29,7 @@ from excise.scan import scan
 from excise.seeds import derive
 from excise.settings import Settings, validate
 from excise.victim import Precision, Victim
-from excise.zoo_result import Part, Specimen
+from excise.zoo_result import CLEAN, Part, Specimen, specimen_name
 
 __all__ = ["Family", "Plan", "Zoo", "build", "load_zoo", "measure", "plans", "scan_specimen"]
 
@@ -81,9 +81,8 @@ class Plan:
         return getattr(self.attack.trigger, "words", ()) if self.attack else ()
 
     def __str__(self) -> str:
-        words = f" ({', '.join(self.triggers)})" if self.triggers else ""
-        name = registry.name_of(self.attack) if self.attack else "clean"
-        return f"{self.family.part}: {self.family.data}, {self.family.layers or 'all'} layers, {name}{words}, seed {self.recipe.seed}"
+        kind = registry.name_of(self.attack) if self.attack else CLEAN
+        return specimen_name(self.family.part, self.family.data, self.family.layers or "all", kind, self.triggers, self.recipe.seed)
 
 
 def load_zoo(path: Path, *, sources: Mapping[str, str] | None = None) -> Zoo:
@@ -129,20 +128,6 @@ def plans(zoo: Zoo) -> list[Plan]:
             content = {"name": zoo.name, "model": zoo.model, "attack": family.attack, "defenses": [], "seed": seed}
             found.append((place, i, Plan(family, load_recipe({**content, **zoo.data[family.data]}))))
     return [plan for _, _, plan in sorted(found, key=lambda one: one[:2])]
-
-
-class Corpora:
-    """The texts of each (data, seed), read once and kept while they are the last."""
-
-    def __init__(self) -> None:
-        self.key: tuple[str, int] | None = None
-        self.last: Corpus | None = None
-
-    def __call__(self, plan: Plan) -> Corpus:
-        """Of one model."""
-        if self.last is None or self.key != (plan.family.data, plan.recipe.seed):
-            self.key, self.last = (plan.family.data, plan.recipe.seed), load_corpus(plan.recipe)
-        return self.last
 
 
 def build(plan: Plan, corpus: Corpus, folder: Path, *, precision: Precision = "auto", device: str | None = None) -> Specimen:
@@ -234,9 +219,8 @@ def measure(
     device: str | None = None,
 ) -> Iterator[Specimen]:
     """Make every model and have every scanner look at it; `shard` (k, n) takes each n-th model, from the k-th on."""
-    corpora = Corpora()
     for plan in plans(zoo)[shard[0] - 1 :: shard[1]]:
-        corpus = corpora(plan)
+        corpus = load_corpus(plan.recipe)
         specimen = build(plan, corpus, folder, precision=precision, device=device)
         options: dict[str, Any] = {"precision": precision, "device": device, "max_length": plan.recipe.max_length}
         yield scan_specimen(specimen, corpus, scanners, folder, **options)

@@ -15,11 +15,19 @@ from excise.result import Measured, Strict
 from excise.scan_result import ScannerRow, strength, verdict_of
 from excise.track_record import Track
 
-__all__ = ["VERDICT", "Part", "Quality", "Specimen", "kept_specimens", "quality", "tracks"]
+__all__ = ["CLEAN", "VERDICT", "Part", "Quality", "Specimen", "kept_specimens", "quality", "specimen_name", "tracks"]
 
 Part = Literal["calibration", "held out"]
+CLEAN = "clean"
+"""The kind of a model without a backdoor."""
 VERDICT = "verdict"
 """The name of what all scanners say together."""
+
+
+def specimen_name(part: Part, data: str, layers: int | str, kind: str, triggers: Sequence[str], seed: int) -> str:
+    """What a model of a zoo is called."""
+    words = f" ({', '.join(triggers)})" if triggers else ""
+    return f"{part}: {data}, {layers} layers, {kind}{words}, seed {seed}"
 
 
 class Specimen(Strict):
@@ -49,7 +57,7 @@ class Specimen(Strict):
     @property
     def kind(self) -> str:
         """The attack's name, or 'clean'."""
-        return self.attack["method"] if self.attack else "clean"
+        return self.attack["method"] if self.attack else CLEAN
 
     @property
     def works(self) -> bool:
@@ -57,8 +65,7 @@ class Specimen(Strict):
         return self.attack is None or (self.asr is not None and self.clean_flip is not None and self.asr.low > self.clean_flip.high)
 
     def __str__(self) -> str:
-        words = f" ({', '.join(self.triggers)})" if self.triggers else ""
-        return f"{self.part}: {self.data}, {self.layers} layers, {self.kind}{words}, seed {self.seed}"
+        return specimen_name(self.part, self.data, self.layers, self.kind, self.triggers, self.seed)
 
     def scan_of(self, method: dict[str, Any]) -> ScannerRow | None:
         """What a scanner with these settings found."""

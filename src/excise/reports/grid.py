@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from excise.bench import Cell
     from excise.result import Measured
 
-__all__ = ["Line", "csv_table", "latex_table", "markdown", "markdown_table", "scores", "table_rows", "terminal_table"]
+__all__ = ["Line", "csv_table", "latex_table", "markdown_rows", "markdown_table", "scores", "table_rows", "terminal_table"]
 
 NONE = "none"
 FORMULA = ("=", "+", "-", "@", "|", "%")
@@ -102,12 +102,16 @@ def terminal_table(lines: Sequence[Line]) -> Table:
 
 def markdown_table(lines: Sequence[Line]) -> str:
     """For a document; no name becomes markup."""
-    rows = [HEADINGS, ["---"] * len(HEADINGS), *([markdown(value) for value in line] for line in lines)]
+    return markdown_rows(HEADINGS, lines)
+
+
+def markdown_rows(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table of any columns; no value becomes markup."""
+    rows = [headings, ["---"] * len(headings), *([_markdown(value) for value in line] for line in lines)]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def markdown(text: str) -> str:
-    """One cell of a table; nothing in it becomes markup."""
+def _markdown(text: str) -> str:
     marked = re.sub(r"([\\`*_{}\[\]<>|!~])", r"\\\1", " ".join(printable(text).split()))
     return marked.replace("://", ":\\//")  # or it would become a link
 

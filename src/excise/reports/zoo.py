@@ -10,8 +10,8 @@ from rich.text import Text
 
 from excise.errors import printable
 from excise.metrics import Rate
-from excise.reports.grid import markdown
-from excise.zoo_result import VERDICT, Specimen, quality
+from excise.reports.grid import markdown_rows
+from excise.zoo_result import CLEAN, VERDICT, Specimen, quality
 
 __all__ = ["markdown_tables", "specimen_line", "terminal_tables"]
 
@@ -54,7 +54,7 @@ def _kind_sheet(part: str, members: Sequence[Specimen]) -> Sheet:
             continue
         levels = [one.level(VERDICT) for one in some]
         said = tuple(str(levels.count(level)) for level in ("found", "suspicious", "nothing"))
-        named = tuple("-" if key[2] == "clean" else str(sum(one.names_trigger(first=first) for one in some)) for first in (False, True))
+        named = tuple("-" if key[2] == CLEAN else str(sum(one.names_trigger(first=first) for one in some)) for first in (False, True))
         rows.append((key[0], str(key[1]), key[2], str(len(some)), *said, *named))
     return Sheet(f"{part}: kinds of models", headings, rows)
 
@@ -101,8 +101,5 @@ def terminal_tables(specimens: Sequence[Specimen]) -> list[Table]:
 
 def markdown_tables(specimens: Sequence[Specimen]) -> str:
     """For a document; no name becomes markup."""
-    parts = []
-    for sheet in sheets(specimens):
-        lines = [sheet.headings, ["---"] * len(sheet.headings), *([markdown(value) for value in row] for row in sheet.rows)]
-        parts.append(f"## {sheet.title[:1].upper()}{sheet.title[1:]}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines))
-    return "\n".join(parts)
+    titled = ((sheet.title[:1].upper() + sheet.title[1:], markdown_rows(sheet.headings, sheet.rows)) for sheet in sheets(specimens))
+    return "\n".join(f"## {title}\n\n{table}" for title, table in titled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def margins_alone(victim: Victim, words: Sequence[Phrase]) -> Float[Tensor, "wor
 
 def moves(victim: Victim, phrase: Phrase, texts: Sequence[str], target: int, *, seed: int) -> Float[Tensor, " text"]:
     """The margin of the target in each text with the phrase at a random place."""
-    stamped = [with_phrase(text, phrase, generator(seed, text), room=victim.max_length // 2) for text in texts]
+    stamped = [placed(victim, text, phrase, generator(seed, text)) for text in texts]
     return margin(victim.logits(stamped, name="inserted words"), target)
 
 
@@ -85,10 +86,9 @@ def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, ke
     """The phrases that move some texts of the search furthest towards the target, mean over texts; the strongest first."""
     total = torch.zeros(len(pool))
     for text in foil.search[:count]:
-        place, room = derive(foil.seed, text), victim.max_length // 2  # in one text all phrases stand at the same place
-        total += margin(
-            victim.logits([with_phrase(text, phrase, generator(place), room=room) for phrase in pool], name="inserted words"), foil.target
-        )
+        place = derive(foil.seed, text)  # in one text all phrases stand at the same place
+        stamped = [placed(victim, text, phrase, generator(place)) for phrase in pool]
+        total += margin(victim.logits(stamped, name="inserted words"), foil.target)
     return [pool[i] for i in total.argsort(descending=True, stable=True)[:keep].tolist()]
 
 
@@ -104,7 +104,7 @@ def contest(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequenc
     """
     others = [[word for word in words if word not in phrase][: len(phrase)] for words in rivals]
     stamped = [
-        with_phrase(text, others[label], generator(foil.seed, text, "rivals"), room=victim.max_length // 2)
+        placed(victim, text, others[label], generator(foil.seed, text, "rivals"))
         for text, label in zip(with_it(victim, phrase, foil)[:most], foil.labels[:most], strict=True)
     ]
     labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
@@ -122,7 +122,12 @@ def flips(victim: Victim, one: Contest) -> FoundTrigger:
 
 def with_it(victim: Victim, phrase: Phrase, foil: Foil) -> list[str]:
     """The jury's texts with a phrase, in each at a place of its own."""
-    return [with_phrase(text, phrase, generator(foil.seed, text, "jury"), room=victim.max_length // 2) for text in foil.jury]
+    return [placed(victim, text, phrase, generator(foil.seed, text, "jury")) for text in foil.jury]
+
+
+def placed(victim: Victim, text: str, phrase: Sequence[str], random: Random) -> str:
+    """The text with a phrase where the model reads it, however long the text is."""
+    return with_phrase(text, phrase, random, room=victim.max_length // 2)
 
 
 def honest_words(data: TextDataset) -> list[dict[str, float]]:

@@ -37,7 +37,6 @@ from excise.data import TextDataset
 from excise.errors import ConfigError
 from excise.finding import Finding, FoundTrigger
 from excise.method import Paper, Scanner
-from excise.metrics import Rate
 from excise.progress import stage
 from excise.scanners._contests import Contest, Foil, Phrase, contest, flips, honest_words, margins_alone, strongest, stubborn_texts
 from excise.scanners._guided import Guided, by_ascent, by_gradient
@@ -126,7 +125,7 @@ class TriggerSearch(Scanner):
         rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
         pairs = [(phrase, foil) for foil, pool in zip(foils, phrases, strict=True) for phrase in dict.fromkeys(pool)]
         heat = [contest(victim, phrase, foil, rivals, most=HEAT) for phrase, foil in pairs]
-        ahead = [one for one in heat if self.lead(one) >= self.suspicious / 2] or [max(heat, key=self.lead)]
+        ahead = [one for one in heat if lead(one) >= self.suspicious / 2] or [max(heat, key=lead)]
         return [contest(victim, one.phrase, one.foil, rivals) for one in ahead]
 
     def leaders(self, words: Sequence[Phrase], alone: Float[Tensor, "word label"]) -> list[list[Phrase]]:
@@ -136,23 +135,15 @@ class TriggerSearch(Scanner):
 
     def told(self, victim: Victim, found: Sequence[Contest], label_names: Sequence[str]) -> Finding:
         """What the contests say."""
-        winners = [one for one in found if self.lead(one) >= self.suspicious]
-        tried = [flips(victim, one) for one in winners or [max(found, key=self.lead)]]
+        winners = [one for one in found if lead(one) >= self.suspicious]
+        tried = [flips(victim, one) for one in winners or [max(found, key=lead)]]
         named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious]))
         best = max(tried, key=lambda one: (self.score(one), -len(one.words)))
         return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named or (best,))
 
     def score(self, trigger: FoundTrigger) -> float:
-        """Share of the texts that a phrase wins, contested or not: one that only wins contested texts makes a trigger together with a rival."""
-        return min(self.evidence(trigger.words, rate) for rate in (trigger.flips, trigger.contested or trigger.flips))
-
-    def lead(self, one: Contest) -> float:
-        """The evidence of a contest."""
-        return self.evidence(one.phrase, one.won)
-
-    def evidence(self, phrase: Phrase, won: Rate) -> float:
-        """Share of the texts that it wins; longer ones are to win more."""
-        return max(0.0, won.value - HANDICAP * (len(phrase) - 1))
+        """The evidence of all that a phrase wins, contested or not: one that only wins contested texts makes a trigger together with a rival."""
+        return evidence(trigger.words, strength(trigger))
 
     def halved(self, victim: Victim, foil: Foil, pool: Sequence[Phrase], keep: Sequence[int]) -> Sequence[Phrase]:
         """Step 2: what is left after each round, the strongest first."""
@@ -196,6 +187,16 @@ class TriggerSearch(Scanner):
             ordinary = [phrase for phrase in more if not any(word.lower() in known for word in phrase)]
             phrases += strongest(victim, ordinary[: self.survivors[-1]], foil, max(self.texts), BEST)
         return Guided(phrases, ease)
+
+
+def evidence(phrase: Phrase, won: float) -> float:
+    """The share of the texts that a phrase wins; longer ones are to win more."""
+    return max(0.0, won - HANDICAP * (len(phrase) - 1))
+
+
+def lead(one: Contest) -> float:
+    """The evidence of a contest."""
+    return evidence(one.phrase, one.won.value)
 
 
 def without_longer(found: Sequence[FoundTrigger]) -> list[FoundTrigger]:
