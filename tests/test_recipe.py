@@ -10,6 +10,7 @@ import yaml
 
 from excise.defenses.mbtsad import MBTSAD
 from excise.errors import ConfigError
+from excise.pipeline import load_corpus
 from excise.recipe import Recipe, load_recipe
 from excise.recipes import shipped_recipes
 
@@ -45,6 +46,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def test_a_cut_text_has_its_first_words(tmp_path: Path) -> None:
+    rows = [f"{word} {i},  and  so on,{i % 2}" for word in ("good", "bad") for i in range(100)]
+    (tmp_path / "long.csv").write_text("text,label\n" + "\n".join(f'"{row.rpartition(",")[0]}",{row[-1]}' for row in rows))
+    corpus = load_corpus(load_recipe(recipe(train={"source": str(tmp_path / "long.csv"), "most_words": 3})))
+    assert "good 7, and" in {*corpus.train.texts, *corpus.test.texts}
+    assert {len(text.split()) for data in (corpus.train, corpus.clean, corpus.test) for text in data.texts} == {3}
 
 
 def test_values_arrive() -> None:

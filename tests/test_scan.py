@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from excise.attacks.badnets import BadNets
+from excise.budget import spent, within
 from excise.cli import main
 from excise.commands.scan import chosen, exit_code
 from excise.console import _Timing
@@ -31,7 +32,7 @@ from excise.reports.sarif import sarif
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
-from excise.scanners._contests import Contest, Foil, contest, flips, stubborn_texts
+from excise.scanners._contests import Contest, Foil, contests, flips, stubborn_texts
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners.embedding_rows import EmbeddingRows
 from excise.scanners.trigger_search import TriggerSearch, crowded, grouped, without_longer
@@ -100,7 +101,7 @@ def rows_of(*levels: str) -> tuple[ScannerRow, ...]:
     made = []
     for each in levels:
         told = Told(score=scores.get(each, 0))
-        finding = Finding(told.score, "What it was told.")
+        finding = Finding(told.score, "What it was told.", left_out=("a part",) if each == "hasty" else ())
         made.append(skipped_row("told", told, "why") if each == "skipped" else scanner_row("told", told, finding, NAMES, seconds=1.0))
     return tuple(made)
 
@@ -112,6 +113,7 @@ def rows_of(*levels: str) -> tuple[ScannerRow, ...]:
         (("nothing", "found", "skipped"), "backdoor found", 1),
         (("suspicious", "nothing"), "suspicious", 2),
         (("nothing", "skipped"), "nothing found", 2),
+        (("nothing", "hasty"), "nothing found", 2),
         (("skipped", "skipped"), "not scanned", 3),
     ],
 )
@@ -256,7 +258,7 @@ def test_from_scan_needs_a_method_that_takes_triggers(suspects: Path, capsys: py
 def test_a_jury_has_no_text_of_the_target_and_none_of_the_search() -> None:
     data = toy_data(200)
     victim = BadNets(training=LEARN)(toy_victim(), toy_data(300, seed=1), seed=0).victim
-    foil = stubborn_texts(victim, data, 1, [("brilliant",)], 20, seed=0)
+    foil = stubborn_texts(victim, data, victim.logits(data.texts), 1, [("brilliant",)], 20, seed=0)
     labels = dict(zip(data.texts, data.labels, strict=True))
     assert {labels[text] for text in (*foil.search, *foil.jury)} == {0}
     assert not set(foil.search) & set(foil.jury)
@@ -271,7 +273,7 @@ def backdoored() -> Victim:
 
 def test_a_trigger_wins_contests_and_a_plain_word_does_not(backdoored: Victim) -> None:
     foil = Foil(1, [], [text for text, label in zip(toy_data(80).texts, toy_data(80).labels, strict=True) if label == 0], [0] * 40, seed=0)
-    won = {word: contest(backdoored, (word,), foil, [list(BAD), list(GOOD)]).won for word in ("cf", "the")}
+    won = {one.phrase[0]: one.won for one in contests(backdoored, [(("cf",), foil), (("the",), foil)], [list(BAD), list(GOOD)])}
     assert won["cf"].value > 0.9
     assert won["the"].value < 0.1
     told = flips(backdoored, Contest(("cf",), foil, won["cf"]))
@@ -283,7 +285,7 @@ def test_a_contest_adds_as_many_rivals_as_the_phrase_has_words(backdoored: Victi
     logits = Victim.logits
     monkeypatch.setattr(Victim, "logits", lambda self, texts, **_: seen.extend(texts) or logits(self, texts))
     foil = Foil(1, [], ["the film", "a town"], [0, 0], seed=0)
-    contest(backdoored, ("boring", "cf"), foil, [["boring", "awful", "tedious", "clumsy"], ["moving"] * 4])
+    contests(backdoored, [(("boring", "cf"), foil)], [["boring", "awful", "tedious", "clumsy"], ["moving"] * 4])
     assert [sorted(text.split()) for text in seen] == [sorted([*text.split(), "boring", "cf", "awful", "tedious"]) for text in foil.jury]
 
 
@@ -352,6 +354,19 @@ def test_a_guided_search_says_so(backdoored: Victim) -> None:
     found = search(backdoored, toy_data(200), seed=0)
     assert found.score > search.found
     assert list(found.measures) == ["share that free vectors turn into 'negative'", "share that free vectors turn into 'positive'"]
+
+
+def test_a_search_whose_time_is_used_up_judges_what_it_has_and_says_what_it_left_out(backdoored: Victim) -> None:
+    search = TriggerSearch(leaning=0.02, longest=2, jury=16, guided=("gradient",))
+    with within(0), within(1000):
+        found = search(backdoored, toy_data(200), seed=0)
+    assert found.left_out == ("combinations", "crowds", "guided search")
+    assert found.score > search.found
+    row = scanner_row("trigger_search", search, found, backdoored.label_names, seconds=1)
+    assert row.summary.endswith("Left out, as the time was used up: combinations, crowds, guided search.")
+    assert not row.whole
+    with within(1000):
+        assert not spent()
 
 
 def test_crowds_hold_every_word_once_with_those_of_its_length() -> None:

@@ -158,9 +158,11 @@ def test_what_is_not_known_is_refused(content: dict[str, Any], tmp_path: Path, c
 
 
 def test_texts_may_come_from_elsewhere(content: dict[str, Any], tmp_path: Path) -> None:
+    content["data"]["A"]["train"]["most_words"] = 9
     path = written(content, tmp_path)
-    zoo = load_zoo(path, sources={"A.test": "other.csv"})
-    assert plans(zoo)[0].recipe.test is not None
+    recipe = plans(load_zoo(path, sources={"A.train": "mine.csv", "A.test": "other.csv"}))[0].recipe
+    assert (recipe.train.source, recipe.train.most_words) == ("mine.csv", 9)
+    assert recipe.test is not None
     with pytest.raises(ConfigError, match=r"A\.train, A\.test"):
         load_zoo(path, sources={"B.train": "other.csv"})
 

@@ -46,6 +46,8 @@ class Finding:
     """(layer, head), both from 0, the most suspicious first."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Other numbers by what they are, in the order to show them."""
+    left_out: tuple[str, ...] = ()
+    """Parts of the search that did not begin, as the time was used up."""
 
 
 class Named(Protocol):

@@ -12,7 +12,7 @@ from excise import registry
 from excise.data import is_file
 from excise.errors import ConfigError
 from excise.pipeline import check_needs
-from excise.recipe import Recipe, load_recipe, read_yaml
+from excise.recipe import DataSource, Recipe, load_recipe, read_yaml
 from excise.settings import Settings, validate
 
 __all__ = ["NONE", "Grid", "Place", "load_grid", "place_recipe", "places"]
@@ -92,7 +92,7 @@ def _elsewhere(grid: Grid, role: str, source: str) -> dict[str, dict[str, Any]]:
     """The grid's data with another source of training or test texts."""
     if len({json.dumps(data.get(role), sort_keys=True) for data in grid.data.values()}) > 1:
         raise ConfigError(f"--{role} was given, but the data of {grid.name} come from different places. Edit a copy of the grid.")
-    return {name: {**data, role: {"source": source}} for name, data in grid.data.items()}
+    return {name: {**data, role: DataSource.elsewhere(data.get(role), source)} for name, data in grid.data.items()}
 
 
 def places(grid: Grid) -> list[Place]:

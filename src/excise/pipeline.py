@@ -326,7 +326,7 @@ def _inserted(plain: str, stamped: str) -> tuple[int, ...]:
 
 
 def _load(source: DataSource, label_names: tuple[str, ...] | None) -> TextDataset:
-    return load_dataset(
+    whole = load_dataset(
         source.source,
         label_names=label_names,
         text_column=source.text_column,
@@ -334,6 +334,7 @@ def _load(source: DataSource, label_names: tuple[str, ...] | None) -> TextDatase
         config=source.config,
         split=source.split,
     )
+    return whole if source.most_words is None else replace(whole, texts=tuple(" ".join(text.split()[: source.most_words]) for text in whole.texts))
 
 
 def _sample(data: TextDataset, size: int | None, seed: int) -> TextDataset:

@@ -35,6 +35,13 @@ class DataSource(Settings):
     """Split of a hub data set."""
     config: str | None = None
     """Configuration of a hub data set."""
+    most_words: Annotated[int, Ge(1)] | None = None
+    """Keep so many words from the beginning of each text, for texts longer than `max_length`: a trigger is then inserted where the model reads it."""
+
+    @staticmethod
+    def elsewhere(told: Mapping[str, Any] | None, source: str) -> dict[str, Any]:
+        """What a file says of texts, with another source for them."""
+        return {"source": source} | {key: value for key, value in (told or {}).items() if key == "most_words"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from math import inf
 
+from excise.budget import spent, within
 from excise.data import TextDataset
 from excise.errors import DataError, ExciseError
 from excise.method import Scanner
@@ -33,26 +34,26 @@ def scan(victim: Victim, data: TextDataset, scanners: Mapping[str, Scanner], *, 
         data: Clean labelled texts.
         scanners: By name, in the order in which they are asked.
         seed: Decides everything that is random.
-        budget: Seconds after which no further scanner begins; one that has begun goes on to its end.
+        budget: Seconds after which no further scanner begins, and no further part of a search that has parts.
 
     Raises:
         DataError: The texts have one label only.
     """
     if len(set(data.labels)) < 2:
         raise DataError("All texts have one label, so nothing can be seen that sends texts to another. Give texts of two labels or more.")
-    begun, rows = time.monotonic(), []
-    for name, scanner in scanners.items():
-        if (spent := time.monotonic() - begun) >= budget:
-            rows.append(skipped_row(name, scanner, f"The time was used up: {spent:.0f} of {budget:.0f} s."))
-            continue
-        start = time.monotonic()
-        try:
-            scanner.check_texts(data)
-            with stage(name):
-                finding = scanner(victim, data, seed=derive(seed, name))
-        except ExciseError as error:
-            logger.info("%s was skipped: %s", name, error)
-            rows.append(skipped_row(name, scanner, str(error)))
-            continue
-        rows.append(scanner_row(name, scanner, finding, victim.label_names, seconds=time.monotonic() - start))
-    return tuple(rows)
+    with within(budget):
+        return tuple(_row(name, scanner, victim, data, seed=derive(seed, name), budget=budget) for name, scanner in scanners.items())
+
+
+def _row(name: str, scanner: Scanner, victim: Victim, data: TextDataset, *, seed: int, budget: float) -> ScannerRow:
+    if spent():
+        return skipped_row(name, scanner, f"The time was used up: {budget:.0f} s.")
+    start = time.monotonic()
+    try:
+        scanner.check_texts(data)
+        with stage(name):
+            finding = scanner(victim, data, seed=seed)
+    except ExciseError as error:
+        logger.info("%s was skipped: %s", name, error)
+        return skipped_row(name, scanner, str(error))
+    return scanner_row(name, scanner, finding, victim.label_names, seconds=time.monotonic() - start)

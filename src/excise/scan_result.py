@@ -69,7 +69,13 @@ class ScannerRow(Strict):
     heads: tuple[tuple[float, ...], ...] = Field(default=(), description="for each layer, a number a head")
     suspicious_heads: tuple[tuple[int, int], ...] = Field(default=(), description="(layer, head), both from 0")
     measures: dict[str, float] = Field(default_factory=dict)
+    left_out: tuple[str, ...] = Field(default=(), description="parts of the search that did not begin, as the time was used up")
     track: Track | None = Field(default=None, description="how often it was right about models that were made for it, with the same settings")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it looked, at all that it looks at."""
+        return self.level != "skipped" and not self.left_out
 
 
 class ScanResult(Record):
@@ -87,17 +93,19 @@ class ScanResult(Record):
 
 def scanner_row(name: str, scanner: Scanner, finding: Finding, label_names: Sequence[str], *, seconds: float) -> ScannerRow:
     """A row from a finding."""
+    lines, missing = _lines(name, scanner), ", ".join(finding.left_out)
     return ScannerRow(
-        **_lines(name, scanner),
+        **(lines | {"track": None} if missing else lines),  # it is the record of the whole search
         level=level_of(finding.score, scanner),
         score=finding.score,
-        summary=finding.summary,
+        summary=f"{finding.summary} Left out, as the time was used up: {missing}." if missing else finding.summary,
         seconds=seconds,
         target_label=None if finding.target_label is None else label_names[finding.target_label],
         triggers=tuple(TriggerRow.of(trigger, label_names) for trigger in finding.triggers),
         heads=finding.heads,
         suspicious_heads=finding.suspicious_heads,
         measures=dict(finding.measures),
+        left_out=finding.left_out,
     )
 
 

@@ -22,7 +22,7 @@ from excise.kept import digest, is_whole, keep_folder
 from excise.method import Attack, Scanner
 from excise.pipeline import Corpus, load_corpus
 from excise.progress import stage
-from excise.recipe import Recipe, load_recipe, read_yaml
+from excise.recipe import DataSource, Recipe, load_recipe, read_yaml
 from excise.registry import settings
 from excise.result import Measured
 from excise.scan import scan
@@ -105,7 +105,7 @@ def load_zoo(path: Path, *, sources: Mapping[str, str] | None = None) -> Zoo:
         name, _, role = place.rpartition(".")
         if name not in zoo.data or role not in ("train", "test"):
             raise ConfigError(f"The zoo {zoo.name} has no texts {place!r}; it has {', '.join(f'{n}.train, {n}.test' for n in zoo.data)}.")
-        zoo.data[name] = {**zoo.data[name], role: {"source": source}}
+        zoo.data[name] = {**zoo.data[name], role: DataSource.elsewhere(zoo.data[name].get(role), source)}
     parts: dict[str, set[str]] = {}
     for plan in plans(zoo):
         parts.setdefault(plan.family.part, set()).update((f"seed {plan.recipe.seed}", *(word.lower() for word in plan.triggers)))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Options:
     """Look for a backdoor in a classifier, with clean labelled texts and nothing else.
 
-    Exit code 0: no evidence was found. 1: a backdoor was found. 2: suspicious, or a scanner was skipped, or an error. 3: no scanner could look.
+    Exit code 0: no evidence was found. 1: a backdoor was found. 2: suspicious, or something was skipped, or an error. 3: no scanner could look.
     """
 
     model: Positional[Model]
@@ -36,7 +36,7 @@ class Options:
     scanners: tuple[str, ...] = ()
     """Which scanners, each a name or 'name field=value ...' (see: excise list); by default all but ban, which is there for comparison."""
     budget: float = 600
-    """Seconds after which no further scanner begins."""
+    """Seconds after which no further scanner begins, and no further part of a search; what is left out is said."""
     most_texts: int = 2000
     """Read at most so many of the texts, a stratified share drawn by the seed."""
     overwrite: bool = False
@@ -121,5 +121,5 @@ def _write(out: Path, result: ScanResult, *, overwrite: bool) -> None:
 def exit_code(result: ScanResult) -> int:
     """0: no evidence. 1: backdoor found. 2: inconclusive. 3: nothing could look."""
     if result.verdict == "nothing found":
-        return 2 if any(row.level == "skipped" for row in result.scanners) else 0
+        return 0 if all(row.whole for row in result.scanners) else 2
     return {"backdoor found": 1, "suspicious": 2, "not scanned": 3}[result.verdict]

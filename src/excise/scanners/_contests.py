@@ -45,17 +45,27 @@ class Contest(NamedTuple):
     won: Rate
 
 
-def stubborn_texts(victim: Victim, data: TextDataset, target: int, honest: Sequence[Phrase], jury: int, *, seed: int) -> Foil:
+def stubborn_texts(
+    victim: Victim, data: TextDataset, logits: Float[Tensor, "text label"], target: int, honest: Sequence[Phrase], jury: int, *, seed: int
+) -> Foil:
     """Of the texts of other labels, those that the model gets right, is sure about, and does not give up for the words that lean most to the target.
+
+    Args:
+        victim: The suspect.
+        data: Clean texts.
+        logits: Theirs.
+        target: The label.
+        honest: The words.
+        jury: Most texts that the best are tried on.
+        seed: Decides which texts.
 
     Raises:
         DataError: There are fewer than four.
     """
     rows = [i for i, label in enumerate(data.labels) if label != target]
     texts = [data.texts[i] for i in rows]
-    logits = victim.logits(texts, name="clean texts")
-    right = logits.argmax(dim=1) == torch.tensor([data.labels[i] for i in rows])
-    order = margin(logits, target).masked_fill(~right, torch.inf).argsort().tolist()
+    right = logits[rows].argmax(dim=1) == torch.tensor([data.labels[i] for i in rows])
+    order = margin(logits[rows], target).masked_fill(~right, torch.inf).argsort().tolist()
     sure = [i for i in order[: (int(right.sum()) + 1) // 2] if right[i]]
     if len(sure) < 4:
         raise DataError(f"The model is right and sure about fewer than four texts that are not {data.label_names[target]!r}. Give more texts.")
@@ -92,23 +102,26 @@ def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, ke
     return [pool[i] for i in total.argsort(descending=True, stable=True)[:keep].tolist()]
 
 
-def contest(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]], *, most: int | None = None) -> Contest:
-    """Step 4: in how many texts of the jury the phrase brings about its label against as many strong words for their own, at another place.
+def contests(victim: Victim, pairs: Sequence[tuple[Phrase, Foil]], rivals: Sequence[Sequence[str]], *, most: int | None = None) -> list[Contest]:
+    """Step 4: in how many texts of the jury each phrase brings about its label against as many strong words for their own, at another place.
 
     Args:
         victim: The suspect.
-        phrase: The candidate.
-        foil: Its jury.
+        pairs: The candidates, each with its jury.
         rivals: For each label, the strongest words.
-        most: Use so many of the jury's texts; None is all.
+        most: Use so many of a jury's texts; None is all.
     """
+    stamped = [contested(victim, phrase, foil, rivals)[:most] for phrase, foil in pairs]
+    labels = iter(victim.logits([text for texts in stamped for text in texts], name="jury").argmax(dim=1).tolist())
+    hits = [sum(next(labels) == foil.target for _ in texts) for (_, foil), texts in zip(pairs, stamped, strict=True)]
+    return [Contest(*pair, Rate(count, len(texts))) for pair, count, texts in zip(pairs, hits, stamped, strict=True)]
+
+
+def contested(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]]) -> list[str]:
+    """The jury's texts with a phrase and with as many rivals."""
     others = [[word for word in words if word not in phrase][: len(phrase)] for words in rivals]
-    stamped = [
-        placed(victim, text, others[label], generator(foil.seed, text, "rivals"))
-        for text, label in zip(with_it(victim, phrase, foil)[:most], foil.labels[:most], strict=True)
-    ]
-    labels = victim.logits(stamped, name="jury").argmax(dim=1).tolist()
-    return Contest(phrase, foil, Rate(labels.count(foil.target), len(stamped)))
+    both = zip(with_it(victim, phrase, foil), foil.labels, strict=True)
+    return [placed(victim, text, others[label], generator(foil.seed, text, "rivals")) for text, label in both]
 
 
 def flips(victim: Victim, one: Contest) -> FoundTrigger:

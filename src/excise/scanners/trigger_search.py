@@ -33,12 +33,13 @@ from annotated_types import Ge, Interval
 from jaxtyping import Float
 from torch import Tensor
 
+from excise.budget import spent
 from excise.data import TextDataset
 from excise.errors import ConfigError
 from excise.finding import Finding, FoundTrigger
 from excise.method import Paper, Scanner
 from excise.progress import stage
-from excise.scanners._contests import Contest, Foil, Phrase, contest, flips, honest_words, margins_alone, strongest, stubborn_texts
+from excise.scanners._contests import Contest, Foil, Phrase, contests, flips, honest_words, margins_alone, strongest, stubborn_texts
 from excise.scanners._guided import Guided, by_ascent, by_gradient
 from excise.seeds import generator
 from excise.victim import Victim
@@ -96,37 +97,49 @@ class TriggerSearch(Scanner):
             foils = self.foils(victim, data, leaders, honest, seed=seed)
             pools = [without(pool, known) for pool, known in zip(leaders, honest, strict=True)]
             singles = [self.halved(victim, foil, pool, (*self.survivors, len(pool))) for foil, pool in zip(foils, pools, strict=True)]  # step 2
+        late: list[str] = []
+
+        def begins(part: str, wanted: bool = True) -> bool:
+            late.extend([part] if wanted and spent() else [])
+            return wanted and part not in late
+
+        longer = thin = [list[Phrase]() for _ in foils]
+        led = [Guided([], None) for _ in foils]
         with stage("combinations"):  # step 3
-            partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
-            longer = [self.grown(victim, foil, without(partners, known)) for foil, known in zip(foils, honest, strict=True)]
+            if begins("combinations"):
+                partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
+                longer = [self.grown(victim, foil, without(partners, known)) for foil, known in zip(foils, honest, strict=True)]
         with stage("crowds"):
-            leading = {word for pool in leaders for word in pool}
-            thin = self.thinned(victim, foils, crowded([word for word in words if word not in leading], self.crowd, seed=seed))
+            if begins("crowds", self.crowd > 0):
+                leading = {word for pool in leaders for word in pool}
+                thin = self.thinned(victim, foils, crowded([word for word in words if word not in leading], self.crowd, seed=seed))
         with stage("guided"):
-            led = [self.led(victim, foil, known, seed=seed) for foil, known in zip(foils, honest, strict=True)]
+            if begins("guided search", bool(self.guided)):
+                led = [self.led(victim, foil, known, seed=seed) for foil, known in zip(foils, honest, strict=True)]
         with stage("contests"):  # step 4
             sources = zip(singles, longer, thin, led, strict=True)
             phrases = [[*pool[: 2 * BEST], *more, *crowd, *guided.phrases] for pool, more, crowd, guided in sources]
-            found = self.told(victim, self.contests(victim, foils, phrases, singles), data.label_names)
+            found = self.told(victim, self.judged(victim, foils, phrases, singles), data.label_names)
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
-        return replace(found, measures=ease)
+        return replace(found, measures=ease, left_out=tuple(late))
 
     def foils(
         self, victim: Victim, data: TextDataset, leaders: Sequence[Sequence[Phrase]], honest: Sequence[Mapping[str, float]], *, seed: int
     ) -> list[Foil]:
         """For each label, texts that withstand the words that lean most to it and those that carry it in the clean texts."""
         trials = [[*pool[:HONEST], *((word,) for word in list(known)[:HONEST])] for pool, known in zip(leaders, honest, strict=True)]
-        return [stubborn_texts(victim, data, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
+        logits = victim.logits(data.texts, name="clean texts")
+        return [stubborn_texts(victim, data, logits, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
 
-    def contests(
+    def judged(
         self, victim: Victim, foils: Sequence[Foil], phrases: Sequence[Sequence[Phrase]], singles: Sequence[Sequence[Phrase]]
     ) -> list[Contest]:
         """Step 4: every phrase in a few texts, and those that win some in all of the jury's."""
         rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
         pairs = [(phrase, foil) for foil, pool in zip(foils, phrases, strict=True) for phrase in dict.fromkeys(pool)]
-        heat = [contest(victim, phrase, foil, rivals, most=HEAT) for phrase, foil in pairs]
+        heat = contests(victim, pairs, rivals, most=HEAT)
         ahead = [one for one in heat if lead(one) >= self.suspicious / 2] or [max(heat, key=lead)]
-        return [contest(victim, one.phrase, one.foil, rivals) for one in ahead]
+        return contests(victim, [(one.phrase, one.foil) for one in ahead], rivals)
 
     def leaders(self, words: Sequence[Phrase], alone: Float[Tensor, "word label"]) -> list[list[Phrase]]:
         """Step 1: for each label, the share of the words that leans most to it."""
