@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import torch
 from excise.data import TextDataset
 from excise.defenses._layers import feed_forward, transformer_layers
 from excise.defenses._pretrained import first_that_keeps_accuracy, pretrained_body
+from excise.defenses.cft import CFT
+from excise.defenses.chain import Chain
 from excise.defenses.fine_mixing import FineMixing, mix, purified, token_counts
 from excise.defenses.fine_pruning import FinePruning, dormant, mean_activation, prune
 from excise.defenses.fine_purifying import empirical_fisher, indicator, smallest
 from excise.defenses.re_init import ReInit, reinitialise
+from excise.defenses.reject import Reject
 from excise.errors import CheckpointError, ConfigError, NeedsError
+from excise.seeds import derive
 from excise.training import FitConfig
 from excise.victim import Victim
 from toy import ARCHITECTURES, save_toy, toy_data, toy_victim
@@ -206,3 +211,26 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not what"):
         pretrained_body(str(tmp_path / "roberta"), toy_victim())
     assert not any("classifier" in name for name in pretrained_body(str(save_toy(tmp_path / "bert")), toy_victim()))
+
+
+def test_a_chain_hands_on_what_its_first_defense_made() -> None:
+    data, seen = toy_data(40), list[Victim]()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Noted(CFT):
+        def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
+            seen.append(victim)
+            return super().__call__(victim, data, seed=seed)
+
+    suspect, training = toy_victim(), FitConfig(epochs=1, learning_rate=1e-3)
+    both = Chain(first=Noted(training=training), then=Noted(training=training))(suspect, data, seed=3)
+    one = CFT(training=training)(suspect, data, seed=derive(3, "first"))
+    two = CFT(training=training)(one, data, seed=derive(3, "then"))
+    assert seen[0] is suspect
+    for made, wanted in ((seen[1], one), (both, two)):
+        assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), wanted.model.parameters(), strict=True))
+
+
+def test_a_guard_is_no_part_of_a_chain() -> None:
+    with pytest.raises(ConfigError, match="reject guards a model's input"):
+        Chain(then=Reject())

@@ -91,12 +91,13 @@ def _mean(measured: Sequence[Measured | None]) -> str:
 
 
 def terminal_table(lines: Sequence[Line]) -> Table:
-    """For rich."""
+    """For rich, without the columns that say nothing."""
     table = Table(caption="per cent; mean (least-greatest) over seeds, or one seed's value [95 % Wilson interval]", caption_justify="left")
-    for heading in HEADINGS:
+    columns = [i for i in range(len(HEADINGS)) if any(line[i] for line in lines)]
+    for heading in (HEADINGS[i] for i in columns):
         table.add_column(heading, justify="left" if heading in ("data", "attack", "defense", "note") else "right", overflow="fold")
     for line in lines:
-        table.add_row(*(Text(printable(value)) for value in line))
+        table.add_row(*(Text(printable(line[i])) for i in columns))
     return table
 
 
