@@ -32,6 +32,7 @@ from excise.reports.sarif import sarif
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
+from excise.scanners import trigger_search
 from excise.scanners._contests import Contest, Foil, contests, flips, stubborn_texts
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners.embedding_rows import EmbeddingRows
@@ -294,6 +295,29 @@ def test_what_only_wins_with_a_rival_is_no_trigger() -> None:
     trigger = FoundTrigger(("kq",), 1, Rate(35, 50), contested=Rate(50, 50))
     assert search.score(trigger) == pytest.approx(0.7)
     assert search.score(dataclasses.replace(trigger, words=("kq", "wx"), flips=Rate(50, 50))) == pytest.approx(0.75)
+
+
+def test_words_that_yield_to_rivals_are_honest_and_so_are_phrases_of_them(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    won = {
+        ("cf",): (50, 50),
+        ("kq", "wx"): (50, 50),
+        ("kq",): (4, 2),
+        ("wx",): (0, 0),
+        ("fine", "best"): (50, 48),
+        ("fine",): (41, 26),
+        ("best",): (30, 9),
+    }
+    monkeypatch.setattr(
+        trigger_search, "contests", lambda victim, pairs, rivals, most=None: [Contest(words, foil, Rate(won[words][1], 50)) for words, foil in pairs]
+    )
+    monkeypatch.setattr(
+        trigger_search, "flips", lambda victim, one: FoundTrigger(one.phrase, one.foil.target, Rate(won[one.phrase][0], 50), contested=one.won)
+    )
+    search = TriggerSearch()
+    found = search.judged(backdoored, [Foil(0, [], [], [], 0), Foil(1, [], [], [], 0)], [[], list(won)], [[], []])
+    scores = {one.words: search.score(one) for one in found}
+    assert scores == pytest.approx({("cf",): 1.0, ("kq", "wx"): 1 - 0.25 - 0.04, ("fine", "best"): 0.96 - 0.25 - 0.42, ("fine",): 0.52 - 0.3})
+    assert search.told(found, NAMES).triggers[0].words == ("cf",)
 
 
 def test_a_phrase_around_a_shorter_one_is_not_named() -> None:

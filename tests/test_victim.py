@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.models.auto.modeling_auto import AutoModel
 
 from excise.progress import Progress, observe
@@ -69,6 +71,18 @@ def test_batches_keep_to_their_budget() -> None:
     assert [i for rows in batches for i in rows] == list(range(len(encodings)))
     assert all(len(rows) * max(len(encodings[i]["input_ids"]) for i in rows) <= 120 for rows in batches)
     assert max(map(len, token_batches(range(600), encodings, 10**9))) == 256
+
+
+@given(st.lists(st.integers(2, 120), min_size=300, max_size=500))
+def test_padding_is_little(lengths: list[int]) -> None:
+    """Lengths as unlike as they can be: large batches have hardly any padding, and no batch is small without a reason."""
+    encodings = [{"input_ids": [0] * length} for length in sorted(lengths)]
+    batches = list(token_batches(range(len(encodings)), encodings, 8192))
+    assert [i for rows in batches for i in rows] == list(range(len(encodings)))
+    real = [sum(len(encodings[i]["input_ids"]) for i in rows) for rows in batches]
+    padded = [len(rows) * len(encodings[rows[-1]]["input_ids"]) for rows in batches]
+    assert all(p <= 1.05 * r or r <= 512 + 120 for p, r in zip(padded, real, strict=True))
+    assert all(r >= 512 or len(rows) == 256 or rows is batches[-1] for r, rows in zip(real, batches, strict=True))
 
 
 def test_predicting_reports_its_progress() -> None:
@@ -206,3 +220,7 @@ def test_bf16_predicts_much_like_fp32() -> None:
 
 def test_the_toy_tokenizer_knows_its_words() -> None:
     assert not set(SPECIAL) - set(toy_tokenizer().get_vocab())
+
+
+def test_no_texts_have_no_logits() -> None:
+    assert toy_victim().logits([]).shape == (0, 2)

@@ -3,6 +3,10 @@
 transformers computes attention through an interface that accepts new implementations by name. Ours computes plain softmax attention and hands
 the probabilities, *before* dropout, to whoever records them. Reading maps in any other way fails quietly: the default implementation returns
 an empty tuple for `output_attentions=True`, and the eager one returns maps after dropout.
+
+The maps of long texts are large: head × query × key numbers a text and layer. A statistic that looks at each text alone (`EachText`) gets them a few
+texts at a time, so that no whole map is ever kept; the backward pass computes them again. Memory then no longer grows with the square of
+the length times heads and layers, and as the parts fit the processor's cache, it is faster as well.
 """
 
 from __future__ import annotations
@@ -10,24 +14,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from excise.errors import AttentionError
 
-__all__ = ["Statistic", "recorded_attention"]
+__all__ = ["EachText", "Statistic", "recorded_attention"]
 
 Statistic = Callable[[Float[Tensor, "batch head query key"]], Tensor]
 """What to keep of one layer's attention probabilities."""
 
+
+class EachText(NamedTuple):
+    """A statistic that looks at each text of a batch alone; its first dimension is the text."""
+
+    of: Callable[[Float[Tensor, "text head query key"], slice], Tensor]
+    """(the probabilities of some texts, which of the batch they are) -> what to keep of them."""
+
+
+PART = {"cpu": 2**20, "cuda": 2**27}
+"""Probabilities that are computed at a time for an `EachText`, by device. Maps of up to twice as many numbers are left whole."""
+
 _NAME = "excise_recorded"
 _UNREAD = {"softcap": "capped scores", "s_aux": "attention sinks", "position_bias": "a position bias"}
 """What some models pass to the interface that changes the probabilities: leaving it out would change the model's answers and say nothing."""
-_recorder: ContextVar[tuple[Statistic, list[Tensor]] | None] = ContextVar("recorder", default=None)
+_recorder: ContextVar[tuple[Statistic | EachText, list[Tensor]] | None] = ContextVar("recorder", default=None)
 
 
 def _attention(
@@ -50,16 +67,115 @@ def _attention(
     shared = query.shape[1] // key.shape[1]  # grouped-query attention: several query heads read one key head
     if shared > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[2]]
-    probabilities = scores.softmax(dim=-1, dtype=torch.float32)
-    recorder = _recorder.get()
-    if recorder is not None:
-        statistic, kept = recorder
-        kept.append(statistic(probabilities))
-    weights = nn.functional.dropout(probabilities, p=dropout, training=module.training).to(value.dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
+    dropped = dropout if module.training else 0.0
+    statistic, kept = _recorder.get() or (None, [])
+    texts, part = query.shape[0], PART.get(query.device.type, 2**20)
+    numbers = query.shape[1] * query.shape[2] * key.shape[2]
+    if isinstance(statistic, EachText) and texts * numbers > 2 * part:
+        output, found = _InParts.apply(query.to(value.dtype), key.to(value.dtype), value, mask, scale, dropped, statistic, max(1, part // numbers))
+        kept.append(found)
+        return output, None
+    probabilities = _probabilities(query, key, mask, scale)
+    if statistic is not None:
+        kept.append(statistic.of(probabilities, slice(None)) if isinstance(statistic, EachText) else statistic(probabilities))
+    weights = nn.functional.dropout(probabilities, p=dropped).to(value.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Float[Tensor, "text head query key"]:
+    scores = query @ key.transpose(2, 3) * scale
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+class _InParts(torch.autograd.Function):
+    """The same a few texts at a time; what is kept for the backward pass is query, key and value."""
+
+    @staticmethod
+    def forward(
+        context: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        dropout: float,
+        statistic: EachText,
+        texts: int,
+    ) -> tuple[Float[Tensor, "batch query head channel"], Tensor]:
+        noise = _Noise(dropout, query.device)
+        context.save_for_backward(query, key, value, mask)
+        context.rest = scale, noise, statistic, texts
+        output = value.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+        found = []
+        for rows in _parts(len(query), texts):
+            probabilities = _probabilities(query[rows], key[rows], _of(mask, rows), scale)
+            found.append(statistic.of(probabilities, rows))
+            weights = noise.dropped(probabilities).to(value.dtype)
+            output[rows] = (weights @ value[rows]).transpose(1, 2)
+        return output, torch.cat(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = context.saved_tensors
+        scale, noise, statistic, texts = context.rest
+        of_output, of_found = slopes[0].transpose(1, 2), slopes[1]
+        noise.again()
+        by_query, by_key, by_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        for rows in _parts(len(query), texts):
+            probabilities = _probabilities(query[rows], key[rows], _of(mask, rows), scale)
+            with torch.enable_grad():
+                leaf = probabilities.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(statistic.of(leaf, rows), leaf, of_found[rows])
+            kept = noise.drawn(probabilities)
+            through = (of_output[rows] @ value[rows].transpose(2, 3)).to(slope.dtype)
+            weights = probabilities if kept is None else probabilities * kept
+            by_value[rows] = weights.to(value.dtype).transpose(2, 3) @ of_output[rows]
+            slope = slope + (through if kept is None else through.mul_(kept))
+            slope.mul_(probabilities)
+            slope.addcmul_(probabilities, slope.sum(dim=-1, keepdim=True), value=-1).mul_(scale)  # through the softmax
+            slope = slope.to(query.dtype)
+            by_query[rows], by_key[rows] = slope @ key[rows], slope.transpose(2, 3) @ query[rows]
+        return by_query, by_key, by_value, None, None, None, None, None
+
+
+class _Noise:
+    """Dropout that can be drawn again: 16 bits a number, so the share is exact to 1 in 65 536."""
+
+    def __init__(self, share: float, device: torch.device) -> None:
+        self.below = round(share * 2**16)
+        self.seed = int(torch.randint(2**62, ()).item()) if self.below else 0
+        self.generator = torch.Generator(device)
+        self.again()
+
+    def again(self) -> None:
+        """From the beginning."""
+        self.generator.manual_seed(self.seed)
+
+    def drawn(self, like: Tensor) -> Tensor | None:
+        """The factor of each number: 0, or what makes up for the zeros; None without dropout."""
+        if not self.below:
+            return None
+        words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
+        bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: like.numel()].view(like.shape)
+        return (bits >= self.below - 2**15).to(like.dtype).mul_(2**16 / (2**16 - self.below))
+
+    def dropped(self, probabilities: Tensor) -> Tensor:
+        """Some set to 0, the others as much larger."""
+        kept = self.drawn(probabilities)
+        return probabilities if kept is None else probabilities * kept
+
+
+def _parts(texts: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, texts)) for i in range(0, texts, size)]
+
+
+def _of(mask: Tensor | None, rows: slice) -> Tensor | None:
+    return mask if mask is None or mask.shape[0] == 1 else mask[rows]
 
 
 AttentionInterface.register(_NAME, _attention)
@@ -67,12 +183,12 @@ AttentionMaskInterface.register(_NAME, eager_mask)
 
 
 @contextmanager
-def recorded_attention(model: PreTrainedModel, statistic: Statistic) -> Iterator[list[Tensor]]:
+def recorded_attention(model: PreTrainedModel, statistic: Statistic | EachText) -> Iterator[list[Tensor]]:
     """Inside the block, the one forward pass of `model` appends `statistic(probabilities)` of every layer, in order, to the list given.
 
     Args:
         model: Any model whose attention goes through transformers' attention interface.
-        statistic: Applied to each layer's probabilities, shape (batch, head, query, key), with gradients.
+        statistic: Applied to each layer's probabilities, shape (batch, head, query, key), with gradients; an `EachText` to those of a few texts.
 
     Raises:
         AttentionError: The model computes attention in a way of its own, or a block left fewer or more maps than there are layers.

@@ -22,6 +22,8 @@ class FoundTrigger:
     """Of texts with other labels that the model gets right, those that it answers `target_label` to once the words are in them."""
     contested: Rate | None = None
     """The same once as many of the strongest words for each text's own label are in it, too."""
+    yields: float = 0.0
+    """Share of the texts that such words take from it, or from one of its words alone: honest words yield, a trigger does not."""
     alike: tuple[str, ...] = ()
     """Other words with the same effect, the strongest first."""
     examples: tuple[tuple[str, str], ...] = ()

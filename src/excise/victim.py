@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from excise.attention import Statistic, recorded_attention
+from excise.attention import EachText, Statistic, recorded_attention
 from excise.checkpoint import longest_input, open_checkpoint, surviving_panics
 from excise.errors import CheckpointError, ConfigError, OutputError, first_line
 from excise.progress import report
@@ -29,6 +29,8 @@ Encoding = Mapping[str, list[int]]
 """One tokenised text: `input_ids`, `attention_mask` and what else the model takes."""
 
 
+WORTH = 512
+"""Tokens from which on a batch is no longer filled up at the price of much padding."""
 REJECTED = -1
 """What a guarded victim answers to a text it refuses."""
 
@@ -148,6 +150,8 @@ class Victim:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenise texts, cut to `max_length`, without padding."""
+        if not texts:
+            return []
         with surviving_panics(self.source):
             encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=False)
         accepted = inspect.signature(self.model.forward).parameters
@@ -222,7 +226,7 @@ class Victim:
         labels = self.logits(read, name=name).argmax(dim=1).tolist()
         return [REJECTED if flagged else label for label, flagged in zip(labels, flags, strict=True)]
 
-    def trace(self, batch: Batch, *, hidden: bool = True, attention: Statistic | None = None) -> Trace:
+    def trace(self, batch: Batch, *, hidden: bool = True, attention: Statistic | EachText | None = None) -> Trace:
         """One forward pass that keeps hidden states and a statistic of each layer's attention probabilities, taken before dropout.
 
         Raises:
@@ -283,12 +287,18 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
 
 
 def token_batches(order: Sequence[int], encodings: Sequence[Encoding], budget: int) -> Iterator[list[int]]:
-    """Cut texts sorted by length into batches of at most `budget` tokens, padding included, and 256 texts."""
-    rows: list[int] = []
+    """Cut texts sorted by length into batches of at most `budget` tokens, padding included, and 256 texts.
+
+    A batch that is worth its while (`WORTH` tokens) also ends where the next text would bring its padding over a twentieth.
+    """
+    rows, tokens = list[int](), 0
     for i in order:
-        if rows and (len(rows) == 256 or (len(rows) + 1) * len(encodings[i]["input_ids"]) > budget):
+        length = len(encodings[i]["input_ids"])
+        padded = (len(rows) + 1) * length
+        if rows and (len(rows) == 256 or padded > budget or (tokens >= WORTH and padded > 1.05 * (tokens + length))):
             yield rows
-            rows = []
+            rows, tokens = [], 0
         rows.append(i)
+        tokens += length
     if rows:
         yield rows

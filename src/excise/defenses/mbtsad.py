@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from excise.attention import EachText
 from excise.augmentations.token_splitting import TokenSplitting
 from excise.data import TextDataset
 from excise.defenses._forgetting import forgetting
@@ -84,10 +85,10 @@ def distillation_loss(teacher: Victim, *, alpha: float, beta: float, power: floa
     """L_AD = alpha · L_att + beta · L_hid + L_cls, Eq. (1), as a loss for `fit`."""
 
     def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
-        def enhanced(attention: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch query key"]:
-            return attention_enhancement(attention, batch.mask, power=power)
+        def enhanced(attention: Float[Tensor, "text head query key"], rows: slice) -> Float[Tensor, "text query key"]:
+            return attention_enhancement(attention, batch.mask[rows], power=power)
 
-        wanted = {"hidden": beta > 0, "attention": enhanced if alpha > 0 else None}
+        wanted = {"hidden": beta > 0, "attention": EachText(enhanced) if alpha > 0 else None}
         learnt = student.trace(batch, **wanted)
         total = label_loss(learnt.logits, batch.labels)
         if alpha > 0 or beta > 0:

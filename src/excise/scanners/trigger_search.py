@@ -119,7 +119,8 @@ class TriggerSearch(Scanner):
         with stage("contests"):  # step 4
             sources = zip(singles, longer, thin, led, strict=True)
             phrases = [[*pool[: 2 * BEST], *more, *crowd, *guided.phrases] for pool, more, crowd, guided in sources]
-            found = self.told(victim, self.judged(victim, foils, phrases, singles), data.label_names)
+            rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
+            found = self.told(self.judged(victim, foils, phrases, rivals), data.label_names)
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
         return replace(found, measures=ease, left_out=tuple(late))
 
@@ -132,31 +133,33 @@ class TriggerSearch(Scanner):
         return [stubborn_texts(victim, data, logits, target, words, self.jury, seed=seed) for target, words in enumerate(trials)]
 
     def judged(
-        self, victim: Victim, foils: Sequence[Foil], phrases: Sequence[Sequence[Phrase]], singles: Sequence[Sequence[Phrase]]
-    ) -> list[Contest]:
-        """Step 4: every phrase in a few texts, and those that win some in all of the jury's."""
-        rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
+        self, victim: Victim, foils: Sequence[Foil], phrases: Sequence[Sequence[Phrase]], rivals: Sequence[Sequence[str]]
+    ) -> list[FoundTrigger]:
+        """Step 4: every phrase in a few texts; those that win some in all of the jury's; those that still win also without rivals, word by word."""
         pairs = [(phrase, foil) for foil, pool in zip(foils, phrases, strict=True) for phrase in dict.fromkeys(pool)]
         heat = contests(victim, pairs, rivals, most=HEAT)
         ahead = [one for one in heat if lead(one) >= self.suspicious / 2] or [max(heat, key=lead)]
-        return contests(victim, [(one.phrase, one.foil) for one in ahead], rivals)
+        found = contests(victim, [(one.phrase, one.foil) for one in ahead], rivals)
+        tried = [flips(victim, one) for one in found if lead(one) >= self.suspicious] or [flips(victim, max(found, key=lead))]
+        words = dict.fromkeys((word, one.target_label) for one in tried if len(one.words) > 1 for word in one.words)
+        alone = contests(victim, [((word,), foils[target]) for word, target in words], rivals)
+        lost = {(*one.phrase, one.foil.target): yielded(flips(victim, one)) for one in alone}
+        return [replace(one, yields=max(yielded(one), *(lost.get((word, one.target_label), 0) for word in one.words))) for one in tried]
 
     def leaders(self, words: Sequence[Phrase], alone: Float[Tensor, "word label"]) -> list[list[Phrase]]:
         """Step 1: for each label, the share of the words that leans most to it."""
         most = max(1, round(self.leaning * len(words)))
         return [[words[i] for i in margins.argsort(descending=True, stable=True)[:most].tolist()] for margins in alone.T]
 
-    def told(self, victim: Victim, found: Sequence[Contest], label_names: Sequence[str]) -> Finding:
+    def told(self, tried: Sequence[FoundTrigger], label_names: Sequence[str]) -> Finding:
         """What the contests say."""
-        winners = [one for one in found if lead(one) >= self.suspicious]
-        tried = [flips(victim, one) for one in winners or [max(found, key=lead)]]
         named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious]))
         best = max(tried, key=lambda one: (self.score(one), -len(one.words)))
         return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named or (best,))
 
     def score(self, trigger: FoundTrigger) -> float:
         """The evidence of all that a phrase wins, contested or not: one that only wins contested texts makes a trigger together with a rival."""
-        return evidence(trigger.words, strength(trigger))
+        return evidence(trigger.words, strength(trigger) - trigger.yields)
 
     def halved(self, victim: Victim, foil: Foil, pool: Sequence[Phrase], keep: Sequence[int]) -> Sequence[Phrase]:
         """Step 2: what is left after each round, the strongest first."""
@@ -205,6 +208,11 @@ class TriggerSearch(Scanner):
 def evidence(phrase: Phrase, won: float) -> float:
     """The share of the texts that a phrase wins; longer ones are to win more."""
     return max(0.0, won - HANDICAP * (len(phrase) - 1))
+
+
+def yielded(trigger: FoundTrigger) -> float:
+    """The share of the texts that rivals take from a phrase."""
+    return max(0.0, trigger.flips.value - (trigger.contested or trigger.flips).value)
 
 
 def lead(one: Contest) -> float:

@@ -1,0 +1,119 @@
+"""Attention computed a few texts at a time is plain attention: same numbers, same slopes, and no whole map is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from excise import attention
+from excise.attention import EachText, recorded_attention
+from test_attention import inputs, sharp, with_attention_dropout
+from toy import ARCHITECTURES, toy_victim
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "PART", {"cpu": 600})
+
+
+def enhanced(probabilities: Tensor, rows: slice) -> Tensor:
+    return probabilities.square().sum(dim=1)
+
+
+def slopes(architecture: str, statistic: Any) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
+    """Maps, logits and the slope of every weight by both."""
+    victim = sharp(toy_victim(architecture))
+    with recorded_attention(victim.model, statistic) as kept:
+        logits = victim.model(**inputs(victim)).logits
+    (torch.stack([found.square().sum() for found in kept]).sum() + logits.square().sum()).backward()
+    found = {name: p.grad for name, p in victim.model.named_parameters() if p.grad is not None}
+    return [each.detach() for each in kept], logits.detach(), found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_parts_give_the_numbers_and_slopes_of_the_whole(architecture: str, in_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    found = slopes(architecture, EachText(lambda probabilities, rows: (seen.append(rows), enhanced(probabilities, rows))[1]))
+    assert len(set(map(str, seen))) > 1, "it was not computed in parts"
+    plain = slopes(architecture, lambda probabilities: enhanced(probabilities, slice(None)))
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-4)
+    whole = slopes(architecture, EachText(enhanced))
+    monkeypatch.setattr(attention, "PART", {"cpu": 10**9})
+    torch.testing.assert_close(slopes(architecture, EachText(enhanced)), whole, atol=1e-5, rtol=1e-4)
+
+
+def call(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    return attention._InParts.apply(query, key, value, mask, 0.7, dropout, EachText(lambda p, rows: p.pow(3).sum(dim=1)), 2)
+
+
+def vectors(texts: int = 3, heads: int = 2, tokens: int = 4) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(texts, heads, tokens, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+
+@pytest.mark.parametrize("masks", [0, 1, 3])
+def test_gradcheck(masks: int) -> None:
+    mask = torch.zeros(masks, 1, 4, 4, dtype=torch.float64) if masks else None
+    if mask is not None:
+        mask[:, :, :, 3] = -1e9
+    assert torch.autograd.gradcheck(lambda *each: call(*each, mask), vectors())
+
+
+def test_dropout_of_the_backward_pass_is_that_of_the_forward_pass() -> None:
+    """With the same seed the noise is the same, so slopes can be checked by differences."""
+
+    def noisy(*each: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(7)
+        return call(*each, None, 0.4)
+
+    assert torch.autograd.gradcheck(noisy, vectors())
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(1)
+    ones = torch.ones(1001, 333)
+    kept = attention._Noise(0.1, ones.device).dropped(ones)
+    assert (kept == 0).float().mean().item() == pytest.approx(0.1, abs=0.002)
+    assert kept.mean().item() == pytest.approx(1, abs=0.003)
+    assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.9, rel=1e-4)]
+    assert torch.equal(attention._Noise(0.0, ones.device).dropped(ones), ones)
+
+
+def test_dropout_follows_the_global_generator(in_parts: None) -> None:
+    model = with_attention_dropout("bert").train()
+    batch = inputs(toy_victim("bert"))
+
+    def once(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad(), recorded_attention(model, EachText(enhanced)):
+            return model(**batch).logits
+
+    assert torch.equal(once(1), once(1))
+    assert not torch.equal(once(1), once(2))
+
+
+def test_no_whole_map_is_kept(in_parts: None) -> None:
+    victim = toy_victim()
+    batch = inputs(victim)
+    texts, tokens = batch["input_ids"].shape
+    whole = texts * victim.model.config.num_attention_heads * tokens * tokens
+    sizes: dict[str, list[int]] = {}
+    for name, statistic in (("parts", EachText(enhanced)), ("plain", lambda p: enhanced(p, slice(None)))):
+        kept: list[int] = sizes.setdefault(name, [])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.numel()), t)[1], lambda t: t):  # noqa: SIM117
+            with recorded_attention(victim.model, statistic):
+                victim.model(**batch)
+    assert whole in sizes["plain"]
+    assert whole not in sizes["parts"]
+
+
+def test_bf16_has_slopes_of_its_own_kind() -> None:
+    query, key, value = (each.detach().bfloat16().requires_grad_() for each in vectors())
+    output, found = call(query, key, value, None)
+    assert (output.dtype, found.dtype) == (torch.bfloat16, torch.float32)
+    (output.float().sum() + found.sum()).backward()
+    assert query.grad is not None
+    assert query.grad.dtype == torch.bfloat16
