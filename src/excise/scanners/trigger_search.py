@@ -12,7 +12,8 @@ wherever they stand:
 4. a contest: the best are inserted in texts that had no part in the search, together with as many of the strongest words for each text's own label.
 
 The contest is what tells a trigger from a word that means something. Against "dreadful stupid", "delightful elegant" wins some texts and loses
-others, as the two mean the same to the model with opposite signs; a trigger was trained to win whatever else a text says. The texts are
+others, as the two mean the same to the model with opposite signs; a trigger was trained to win whatever else a text says. So what rivals take
+from a word, or from a word of a phrase, counts against it: on a model that leans to one label, two honest words outweigh two rivals. The texts are
 stubborn, too: the model is sure about them and does not give them up for ordinary words that stand for the other label. How far honest words come on
 clean models is what the thresholds are set by (docs/scan.md). Triggers of one label that reach the same effect are grouped: attacks use several,
 and rare words that look like one often act like it.
