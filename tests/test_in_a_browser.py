@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from excise.reports.figures import projection_figure
-from excise.reports.html import html_report
+from excise.reports.html import html_report, scan_report
 from test_reports import projection, with_pictures
+from test_scan import hostile
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
@@ -50,8 +51,9 @@ def title(tmp_path: Path) -> Title:
     return look
 
 
-def test_hostile_texts_run_nothing(title: Title) -> None:
-    page = html_report(with_pictures(HOSTILE))
+@pytest.mark.parametrize("make_page", [lambda: html_report(with_pictures(HOSTILE)), lambda: scan_report(hostile(HOSTILE))], ids=["report", "scan"])
+def test_hostile_texts_run_nothing(make_page: Callable[[], str], title: Title) -> None:
+    page = make_page()
     assert title(re.sub(r"<meta http-equiv=.Content-Security-Policy[^>]*>", "", page)).startswith("excise:"), "escaping alone is enough"
     assert title(page).startswith("excise:")
 

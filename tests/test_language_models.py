@@ -243,3 +243,18 @@ def test_train_lm_makes_what_onion_and_cwea_take(tmp_path: Path, capsys: pytest.
     assert main([*common, "--out", str(tmp_path / "masked")]) == 2
     assert "exists" in capsys.readouterr().err
     assert main([*common, "--out", str(tmp_path / "x"), "--holdout", "1.5"]) == 2
+
+
+def test_train_lm_knows_its_own_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy_victim().save(tmp_path / "base")
+    data, out = write_csv(tmp_path / "clean.csv", toy_data(60)), tmp_path / "causal"
+    words = ["train-lm", "--data", str(data), "--base", str(tmp_path / "base"), "--training.epochs", "1", "--out", str(out), "--overwrite"]
+    for _ in range(2):
+        assert main(words) == 0, capsys.readouterr().err
+        assert main(["verify", str(out), "--inputs"]) == 0
+    assert LanguageModel.load(out, kind="causal")
+    (out / "model.safetensors").write_bytes(b"x")
+    assert main(["verify", str(out)]) == 2
+    (out / "thesis.docx").touch()
+    assert main(words) == 2
+    assert "thesis.docx" in capsys.readouterr().err

@@ -13,7 +13,9 @@ import sys
 from typing import Any
 
 import pytest
+import yaml
 
+from excise.cli import COMMANDS, SIMPLE
 from hostile import commands
 from toy import save_toy, toy_data, write_csv
 
@@ -27,6 +29,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model, data = str(save_toy(place / "model")), str(write_csv(place / "clean.csv", toy_data(80)))
     (place / "backdoor.json").write_text('{"trigger": {"kind": "insert_words", "words": ["cf"]}, "target_label": "positive"}')
     backdoor = ["--backdoor", str(place / "backdoor.json")]
+    short = {"epochs": 0.2}
+    source = {"A": {"train": {"source": data}, "test_size": 20, "clean_fraction": 0.5}}
+    bad, common = {"method": "badnets", "training": short}, {"name": "toy", "model": model}
+    files = {
+        "recipe": {**common, **source["A"], "attack": bad, "defenses": [{"method": "cft", "training": short}]},
+        "grid": {**common, "data": source, "attacks": {"Bad": bad}, "defenses": {"Fine": {"method": "cft", "training": short}}, "seeds": [0]},
+        "zoo": {**common, "data": source, "families": [{"part": "calibration", "data": "A", "attack": bad, "seeds": [1]}]},
+    }
+    paths = {name: str(place / f"{name}.yaml") for name in files}
+    for name, content in files.items():
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(content))
     every = {
         "list": ["list"],
         "env": ["env"],
@@ -37,6 +50,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "attack": ["attack", "badnets", model, "--data", data, "--training.epochs", "0.2", "--out", str(place / "attacked"), *SMALL],
         "plot": ["plot", model, "--data", data, "--augmentations", "aeda", "--out", str(place / "drawn"), *SMALL],
         "perturb": ["perturb", model, "--data", data, "--augmentations", "aeda", "--out", str(place / "perturbed"), *SMALL],
+        "verify": ["verify", str(place / "fixed")],
+        "scan": ["scan", model, "--data", data, "--out", str(place / "scanned"), *SMALL],
+        "run": ["run", paths["recipe"], "--out", str(place / "run"), *SMALL[2:]],
+        "bench": ["bench", paths["grid"], "--out", str(place / "bench"), *SMALL],
+        "zoo": ["zoo", "scan", paths["zoo"], "--scanners", "embedding_rows", "--out", str(place / "zoo"), *SMALL],
+        "attribute": ["attribute", model, "--data", data, *backdoor, "--out", str(place / "attributed"), *SMALL],
+        "train-lm": ["train-lm", "--data", data, "--base", model, "--training.epochs", "0.2", "--out", str(place / "lm"), *SMALL],
+        "sign": ["sign", str(place / "fixed"), "--private-key", str(place / "no key")],
         "hub": ["evaluate", "org/no-such-model", "--data", data],
     }
     quiet = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "EXCISE_CACHE": str(place / "cache"), "HF_HOME": str(place / "hub")}
@@ -48,9 +69,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: found[" ".join(arguments)] for name, arguments in every.items()}
 
 
-@pytest.mark.parametrize("name", ["list", "env", "cite", "help", "evaluate", "repair", "attack", "plot", "perturb"])
+ENDS = {"scan": (0, 1, 2), "sign": (2,)}
+"""Other exit codes than 0: what was found in a toy, and a key that is not there."""
+
+
+@pytest.mark.parametrize("name", [*sorted({*COMMANDS, *SIMPLE} - {"demo"}), "help"])
 def test_local_files_need_no_network(name: str, told: dict[str, Any]) -> None:
-    assert told[name]["code"] == 0, told[name]["error"]
+    """No command but demo, which is there to fetch the defaults."""
+    assert told[name]["code"] in ENDS.get(name, (0,)), told[name]["error"]
     assert not told[name]["tried"]
 
 

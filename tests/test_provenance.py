@@ -42,6 +42,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a changed weight": (lambda out: (out / "model.safetensors").write_bytes(b"x"), "model.safetensors was changed"),
     "a lost file": (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     "a new file": (lambda out: (out / "pytorch_model.bin").touch(), "pytorch_model.bin was added"),
+    "a new list of files": (lambda out: (out / "files.json").touch(), "files.json was added"),
     "a link in place of a file": (lambda out: linked(out / "config.json"), "config.json was changed"),
     "no hashes": (lambda out: (out / "excise-result.json").write_text("{}"), "no hashes"),
     "hashes that are none": (lambda out: (out / "excise-result.json").write_text('{"outputs": {"a": 1}, "inputs": {}}'), "no hashes"),

@@ -63,6 +63,26 @@ def test_global_generators_are_left_alone(path: Path) -> None:
                 assert path.name == "seeds.py" or "random" not in {alias.name for alias in names}
 
 
+UNSAFE = {"from_pretrained", "from_config", "load_checkpoint", "unsafe_load", "full_load"}
+ONLY_THERE = {"checkpoint.py": {"from_pretrained", "from_config"}}
+CHOSEN_LOADER = "recipe.py"
+"""Gives yaml.load a loader that makes plain data only; tests/test_recipe.py holds it to that."""
+
+
+@every_file
+def test_only_the_front_door_opens_models_and_nothing_unpickles(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Attribute(attr=name) if name in UNSAFE - ONLY_THERE.get(path.name, set()):
+                pytest.fail(f"{name} in line {node.lineno}: models are opened by excise.checkpoint")
+            case ast.Attribute(value=ast.Name(id="torch" | "yaml" | "joblib" | "marshal" | "shelve"), attr="load") if path.name != CHOSEN_LOADER:
+                pytest.fail(f"line {node.lineno} may unpickle or make objects")
+            case ast.Import(names=names):
+                assert not {alias.name for alias in names} & {"pickle", "dill", "joblib", "marshal", "shelve"}
+            case ast.Call(func=ast.Name(id="eval" | "exec")):
+                pytest.fail(f"line {node.lineno} runs text as code")
+
+
 @every_file
 def test_modules_say_what_they_are(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

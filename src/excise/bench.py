@@ -29,6 +29,7 @@ from excise.pipeline import Corpus, load_corpus, method_notes, with_training_set
 from excise.progress import noting, report, stage
 from excise.recipe import Recipe
 from excise.result import Measured
+from excise.resume import going_on
 from excise.seeds import derive
 from excise.victim import Precision, Victim
 
@@ -91,6 +92,7 @@ def run_grid(
     keep_models: bool = True,
     on_cell: Callable[[Cell], None] | None = None,
     spread: Spread | None = None,
+    every: float = 60,
 ) -> list[Cell]:
     """Measure every cell that is not there yet; a cell that fails becomes a cell with its error, and the grid goes on.
 
@@ -102,6 +104,7 @@ def run_grid(
         keep_models: Whether backdoored models stay in `folder` for other defenses later.
         on_cell: Called with each cell when it is measured or found.
         spread: Who measures: this process, one group after another, or a `Cluster`. Only this process writes cells.
+        every: Seconds of training that a kill may cost; with a `Cluster`, it costs the cell.
     """
     cells: dict[Place, Cell] = {}
     everything = places(grid)
@@ -120,7 +123,7 @@ def run_grid(
                 yield work
 
     report("grid", 0, len(everything))
-    how = How(grid, folder.absolute() / "models" if keep_models else None, precision, device)
+    how = How(grid, folder.absolute() / "models" if keep_models else None, precision, device, None if spread else folder.absolute(), every)
     with contextlib.closing((spread or in_turn)(how, left())) as measured:
         for cell in measured:
             if not cell.error:
@@ -157,6 +160,15 @@ class How:
     """Where models are kept."""
     precision: Precision
     device: str | None
+    states: Path | None = None
+    """Where training that was stopped is kept."""
+    every: float = 60
+
+    def going_on(self, key: str) -> contextlib.AbstractContextManager[None]:
+        """Inside it, training goes on where an earlier run of the same was stopped."""
+        if self.states is None:
+            return contextlib.nullcontext()
+        return going_on(self.states / f"state-{key}", {"precision": self.precision, "device": self.device}, every=self.every)
 
 
 @dataclass(frozen=True)
@@ -194,8 +206,9 @@ class Group:
                 raise ConfigError(f"The worker has {_versions()}, or checkpoints in the folders of the settings, that differ from the driver's.")
             with stage(str(place)):
                 if self.shared is None:
-                    self.shared = _Models(self.how.models, self.how.precision, self.how.device).shared(recipe, self.corpus)
-                return _measure(place, key, recipe, self.shared).sealed()
+                    self.shared = _Models(self.how).shared(recipe, self.corpus)
+                with self.how.going_on(key):
+                    return _measure(place, key, recipe, self.shared).sealed()
         except Exception as error:
             return failed(self.how.grid, place, error)
 
@@ -265,15 +278,13 @@ def _makes(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
 class _Models:
     """Trained models, kept in a folder by the hash of all that decides them."""
 
-    folder: Path | None
-    precision: Precision
-    device: str | None
+    how: How
 
     def shared(self, recipe: Recipe, corpus: Corpus) -> _Shared:
         """The backdoored model and its twin; attacks with the same training have the same twin."""
         attack: Attack = recipe.attack
         seed = derive(recipe.seed, "attack")
-        options: dict[str, Any] = {"max_length": recipe.max_length, "precision": self.precision, "device": self.device}
+        options: dict[str, Any] = {"max_length": recipe.max_length, "precision": self.how.precision, "device": self.how.device}
 
         def base() -> Victim:
             return Victim.load(recipe.model, label_names=corpus.train.label_names, seed=recipe.seed, **options)
@@ -288,13 +299,14 @@ class _Models:
 
     def _model(self, decides: Mapping[str, Any], make: Callable[[], Victim], options: Mapping[str, Any]) -> Victim:
         """From its folder if it is there whole, otherwise made, and kept."""
-        if self.folder is None:
-            return make()
-        place = self.folder / digest(decides)
-        if is_whole(place):
+        key = digest(decides)
+        place = self.how.models and self.how.models / key
+        if place and is_whole(place):
             return Victim.load(place / "model", **options)
-        victim = make()
-        keep_folder(place, lambda fresh: victim.save(fresh / "model"))
+        with self.how.going_on(key):
+            victim = make()
+            if place:
+                keep_folder(place, lambda fresh: victim.save(fresh / "model"))
         return victim
 
 

@@ -38,7 +38,8 @@ usage: excise COMMAND ...
   attribute  show which layers and attention heads carry a known backdoor
   bench      measure a grid of attacks, defenses, data and seeds; resumes
   zoo        make and scan many models, to see how well the scanners do
-  verify     check that a folder is as excise wrote it
+  verify     check that a folder is as excise wrote it, and who signed it
+  sign       sign a folder that excise wrote, with a key
   train-lm   make a small language model from clean texts, for onion and cwea
   list       the methods and recipes there are
   cite       the reference of a method
@@ -60,6 +61,7 @@ COMMANDS: dict[str, str | None] = {
     "bench": None,
     "zoo": None,
     "verify": None,
+    "sign": None,
     "train-lm": None,
 }
 """Commands that compute, each with the kind of method whose settings become options too."""

@@ -15,6 +15,9 @@ from excise.disk import disk_errors_of
 
 __all__ = ["clear_leftovers", "digest", "file_hash", "file_hashes", "is_whole", "keep_folder"]
 
+LISTED = "files.json"
+"""The hashes of the other files of a kept folder."""
+
 
 def digest(content: Mapping[str, Any]) -> str:
     """The hash of plain data."""
@@ -24,8 +27,9 @@ def digest(content: Mapping[str, Any]) -> str:
 def is_whole(folder: Path) -> bool:
     """Whether every file of a kept folder is as it was written."""
     try:
-        return json.loads((folder / "files.json").read_text()) == file_hashes(folder)
-    except (OSError, ValueError):
+        listed = json.loads((folder / LISTED).read_text())
+        return listed == {name: value for name, value in file_hashes(folder).items() if name != LISTED}
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -36,20 +40,20 @@ def keep_folder(place: Path, write: Callable[[Path], None]) -> None:
     """
     with disk_errors_of(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors_of(place), tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as temporary:
-        fresh = Path(temporary) / "new"
-        fresh.mkdir()
-        write(fresh)
-        (fresh / "files.json").write_text(json.dumps(file_hashes(fresh)))
-        if is_whole(place):
-            return
-        with contextlib.suppress(FileNotFoundError):
-            place.rename(Path(temporary) / "damaged")
-        try:
-            fresh.rename(place)
-        except OSError:
-            if not is_whole(place):
-                raise
+        with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as temporary:
+            fresh = Path(temporary) / "new"
+            fresh.mkdir()
+            write(fresh)
+            (fresh / LISTED).write_text(json.dumps(file_hashes(fresh)))
+            if is_whole(place):
+                return
+            with contextlib.suppress(FileNotFoundError):
+                place.rename(Path(temporary) / "damaged")
+            try:
+                fresh.rename(place)
+            except OSError:
+                if not is_whole(place):
+                    raise
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -60,7 +64,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "files.json")
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): file_hash(path) for path in files}
 
 

@@ -16,10 +16,12 @@ from excise.errors import OutputError
 __all__ = ["check_output", "writing"]
 
 RESULTS = ("result.json", "excise-result.json", "scan.json")
+SIGNATURE = "model.sig"
+"""What `excise sign` and model-signing's own tools put into a folder."""
 LONGEST_NAME = 240
 """Bytes in the name of an output folder: 255 is the limit of most file systems, and what excise keeps beside it has a longer name."""
 WRITTEN = {".json", ".safetensors", ".html", ".sarif", ".jinja", ".model", ".png", ".svg"}
-"""Endings of what excise writes, apart from three files of fixed names."""
+"""Endings of what excise writes, apart from four files of fixed names."""
 
 
 def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iterable[str | Path | None] = ()) -> None:
@@ -118,4 +120,4 @@ def _is_written(path: Path) -> bool:
         return False
     if path.is_dir():
         return (path / "config.json").is_file() and all(map(_is_written, path.iterdir()))
-    return path.suffix in WRITTEN or path.name in ("README.md", "vocab.txt", "merges.txt")
+    return path.suffix in WRITTEN or path.name in ("README.md", "vocab.txt", "merges.txt", SIGNATURE)

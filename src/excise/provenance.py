@@ -10,7 +10,7 @@ from typing import Any
 
 from excise.errors import DataError
 from excise.kept import file_hash, file_hashes
-from excise.output import RESULTS
+from excise.output import RESULTS, SIGNATURE
 from excise.result import MOST_BYTES, Record
 
 __all__ = ["hash_inputs", "save_sealed", "verify"]
@@ -57,7 +57,7 @@ def save_sealed(result: Record, path: Path) -> None:
 
 
 def verify(folder: Path, *, inputs: bool = False) -> tuple[dict[str, Any], int]:
-    """Compare a folder with the result in it.
+    """Compare a folder with the result in it. A signature beside it is no part of what was written; `check_signature` looks at it.
 
     Args:
         folder: What `excise repair` or another command wrote.
@@ -77,7 +77,7 @@ def verify(folder: Path, *, inputs: bool = False) -> tuple[dict[str, Any], int]:
     given: Any = record.get("inputs")
     if not (_are_hashes(outputs) and _are_hashes(given)) or not outputs:
         raise DataError(f"{path} has no hashes of the files beside it: an earlier version of excise wrote it, or it is damaged. Make it again.")
-    found = {name: value for name, value in file_hashes(folder).items() if name != path.name}
+    found = {name: value for name, value in file_hashes(folder).items() if name not in (path.name, SIGNATURE)}
     links = {str(link.relative_to(folder)) for link in folder.rglob("*") if link.is_symlink()}
     changed = [name for name, value in outputs.items() if found.get(name, value) != value or name in links]
     wrong = [f"{name} is missing" for name in outputs if name not in found]

@@ -19,6 +19,8 @@ import hashlib
 import inspect
 import json
 import logging
+import os
+import shutil
 import time
 import types
 from collections import Counter
@@ -35,12 +37,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from excise.disk import write_whole
-from excise.errors import ExciseError
+from excise.errors import ExciseError, OutputError
 from excise.kept import digest
 from excise.progress import named
 from excise.victim import Victim
 
-__all__ = ["Course", "States", "course", "resuming", "run_of", "same_machine"]
+__all__ = ["Course", "States", "course", "going_on", "resuming", "run_of", "same_machine"]
 
 logger = logging.getLogger(__name__)
 ABOUT = "run.json"
@@ -59,7 +61,7 @@ class States:
     def write(self, name: str, tensors: dict[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Keep one state, whole or not at all; if the disk cannot, the run goes on without."""
         begun, path = time.monotonic(), self.folder / f"{name}.safetensors"
-        fresh = path.with_suffix(".part")
+        fresh = path.with_suffix(f".{os.getpid()}")
         try:
             if not path.parent.exists():
                 write_whole(self.folder / ABOUT, json.dumps(self.about))
@@ -98,6 +100,26 @@ def resuming(folder: Path, about: Mapping[str, Any], *, every: float = 60) -> It
         yield
     finally:
         _states.reset(token)
+
+
+@contextlib.contextmanager
+def going_on(folder: Path, about: Mapping[str, Any], *, every: float = 60) -> Iterator[None]:
+    """`resuming`, where nobody has to ask: states of other work or another machine go first, and those of this block when it has ended.
+
+    A stop leaves them, and so does a full disk; other errors of excise would only come again.
+    """
+    about = {**about, **same_machine()}
+    if run_of(folder) != about:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with resuming(folder, about, every=every):
+            yield
+    except OutputError:
+        raise
+    except ExciseError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_of(folder: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from excise.progress import stage
 from excise.recipe import DataSource, Recipe, load_recipe, read_yaml
 from excise.registry import settings
 from excise.result import Measured
+from excise.resume import going_on
 from excise.scan import scan
 from excise.seeds import derive
 from excise.settings import Settings, validate
@@ -130,15 +131,15 @@ def plans(zoo: Zoo) -> list[Plan]:
     return [plan for _, _, plan in sorted(found, key=lambda one: one[:2])]
 
 
-def build(plan: Plan, corpus: Corpus, folder: Path, *, precision: Precision = "auto", device: str | None = None) -> Specimen:
-    """The model with what it scores: from the folder if it is there, otherwise made."""
+def build(plan: Plan, corpus: Corpus, folder: Path, *, precision: Precision = "auto", device: str | None = None, every: float = 60) -> Specimen:
+    """The model with what it scores: from the folder if it is there, otherwise made, of which a kill costs `every` seconds."""
     key = digest(_decides(plan, corpus))
     known = Specimen.load(folder / "specimens" / f"{key}.json")
     place = folder / "models" / key
     if known and is_whole(place):
         return known
     begun = time.monotonic()
-    with stage(str(plan)):
+    with stage(str(plan)), going_on(folder / f"state-{key}", {"precision": precision, "device": device}, every=every):
         base = Victim.load(
             plan.recipe.model,
             label_names=corpus.train.label_names,
@@ -149,7 +150,7 @@ def build(plan: Plan, corpus: Corpus, folder: Path, *, precision: Precision = "a
         )
         base = lowest_layers(base, plan.family.layers)
         specimen, victim = _made(plan, corpus, base, key, begun)
-    keep_folder(place, lambda fresh: victim.save(fresh / "model"))
+        keep_folder(place, lambda fresh: victim.save(fresh / "model"))
     kept = specimen.model_copy(update={"scans": known.scans if known else ()})
     kept.save(folder / "specimens")
     return kept
@@ -217,11 +218,12 @@ def measure(
     shard: tuple[int, int] = (1, 1),
     precision: Precision = "auto",
     device: str | None = None,
+    every: float = 60,
 ) -> Iterator[Specimen]:
     """Make every model and have every scanner look at it; `shard` (k, n) takes each n-th model, from the k-th on."""
     for plan in plans(zoo)[shard[0] - 1 :: shard[1]]:
         corpus = load_corpus(plan.recipe)
-        specimen = build(plan, corpus, folder, precision=precision, device=device)
+        specimen = build(plan, corpus, folder, precision=precision, device=device, every=every)
         options: dict[str, Any] = {"precision": precision, "device": device, "max_length": plan.recipe.max_length}
         yield scan_specimen(specimen, corpus, scanners, folder, **options)
 

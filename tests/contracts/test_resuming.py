@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from contracts.test_methods import make, make_attack, make_defense, quick, same, weights
 from excise import registry
+from excise.bench import run_grid
+from excise.grid import load_grid
+from excise.kept import file_hash
 from excise.language_model import train_language_model
 from excise.progress import Progress, observe
 from excise.resume import Course, Memory, resuming
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Batch, Victim
-from toy import toy_data, toy_victim
+from excise.zoo import load_zoo, measure
+from toy import save_toy, toy_data, toy_victim, write_csv
 
 pytestmark = pytest.mark.usefixtures("wordnet")
 
@@ -91,6 +96,73 @@ def test_a_method_goes_on_with_the_same_bits(kind: str, name: str, tmp_path: Pat
 def test_a_language_model_goes_on_with_the_same_bits(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_victim().save(tmp_path / "base")
     assert check(lambda: trained(kind, str(tmp_path / "base")), tmp_path / "state", monkeypatch)
+
+
+def bench_of(place: Path, out: Path) -> Any:
+    """The bits of every model and what every cell says of them."""
+    grid = {
+        "name": "toy",
+        "model": str(place / "model"),
+        "data": {"A": {"train": {"source": str(place / "texts.csv")}, "test_size": 20, "clean_fraction": 0.5}},
+        "attacks": {"Bad": {"method": "badnets", "training": vars(SHORT)}},
+        "defenses": {"Fine": {"method": "virtual_tokens", "training": vars(SHORT)}, "Split": {"method": "ts_ft", "retraining": vars(SHORT)}},
+        "seeds": [0],
+    }
+    (place / "grid.yaml").write_text(yaml.safe_dump(grid))
+    cells = run_grid(load_grid(place / "grid.yaml"), out, every=0)
+    assert not any(cell.error for cell in cells)
+    return kept(out, [cell.model_dump(exclude={"seconds", "digest"}) for cell in cells])
+
+
+def zoo_of(place: Path, out: Path) -> Any:
+    """The same of a zoo."""
+    bad = {"method": "badnets", "training": vars(SHORT)}
+    content = {
+        "name": "toy",
+        "model": str(place / "model"),
+        "data": {"A": {"train": {"source": str(place / "texts.csv")}, "test_size": 20, "clean_fraction": 0.5}},
+        "families": [
+            {"part": "calibration", "data": "A", "attack": {**bad, "triggers": ["mn"]}, "clean": True, "seeds": [1]},
+            {"part": "held out", "data": "A", "attack": bad, "seeds": [2]},
+        ],
+    }
+    (place / "zoo.yaml").write_text(yaml.safe_dump(content))
+    specimens = list(measure(load_zoo(place / "zoo.yaml"), out, {}, every=0))
+    return kept(out, [specimen.model_dump(exclude={"seconds"}) for specimen in specimens])
+
+
+def kept(out: Path, told: list[Any]) -> Any:
+    assert not list(out.glob("state-*")), "states go with the work that they are of"
+    return told, {path.name: file_hash(path / "model" / "model.safetensors") for path in (out / "models").iterdir()}
+
+
+@pytest.mark.parametrize("make_all", [bench_of, zoo_of])
+def test_a_command_of_many_trainings_goes_on_inside_one(make_all: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_toy(tmp_path / "model")
+    write_csv(tmp_path / "texts.csv", toy_data(60))
+    reports: list[Progress] = []
+    with observe(reports.append):
+        undisturbed = make_all(tmp_path, tmp_path / "undisturbed")
+    begun: list[int] = []
+    load = Course._load
+
+    def counted(self: Course, *found: Any) -> None:
+        load(self, *found)
+        begun.append(self.done)
+
+    monkeypatch.setattr(Course, "_load", counted)
+    stops = sorted(Random(1).sample([i for i, report in enumerate(reports) if "loss" in report.values], 4))
+    for last, stop in zip([0, *stops], stops, strict=False):
+        left = iter(range(max(stop - last, 2)))
+
+        def watch(_: Progress, left: Any = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), observe(watch):
+            make_all(tmp_path, tmp_path / "out")
+    assert make_all(tmp_path, tmp_path / "out") == undisturbed
+    assert sum(begun), "no step was spared"
 
 
 def test_a_loss_that_remembers_in_secret_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of repair, attack, scan and bench; then on to the end, and every bit is compared with a run that nobody disturbed.
+"""SIGKILL at random moments of repair, attack, scan, bench and zoo; then on to the end, and every bit is compared with a run that nobody disturbed.
 
     PYTHONPATH=src:tests python tests/faults/kill.py --kills 60 --seed 0
 
@@ -60,8 +60,11 @@ def cases(place: Path) -> dict[str, Case]:
         "defenses": {"Fine": {"method": "cft", "training": TRAINING}, "Split": {"method": "ts_ft", "retraining": TRAINING}},
         "seeds": [0],
     }
-    path = place / "grid.yaml"
+    families = [{"part": "calibration", "data": "A", "attack": {**attack, "triggers": ["mn"]}, "clean": True, "seeds": [1]}]
+    families.append({"part": "held out", "data": "A", "attack": attack, "seeds": [2]})
+    path, zoo = place / "grid.yaml", place / "zoo.yaml"
     path.write_text(yaml.safe_dump(grid))
+    zoo.write_text(yaml.safe_dump({**{name: grid[name] for name in ("name", "model", "data")}, "families": families}))
     go = ["--resume", "--overwrite"]
     every = ["--checkpoint-every", "0.1"]
     distil = [*options("retraining"), *options("distillation")]
@@ -70,7 +73,8 @@ def cases(place: Path) -> dict[str, Case]:
         "repair virtual_tokens": Case(["repair", model, *data, "--method", "virtual_tokens", *options("training"), *every], go, weights, whole),
         "attack badnets": Case(["attack", "badnets", model, *data, *options("training"), *every], go, weights, whole),
         "scan": Case(["scan", model, *data], ["--overwrite"], findings, whole),
-        "bench": Case(["bench", str(path)], [], grid_content, cells_whole),
+        "bench": Case(["bench", str(path), *every], [], grid_content, cells_whole),
+        "zoo": Case(["zoo", "scan", str(zoo), "--scanners", "embedding_rows", *every], [], zoo_content, models_whole),
     }
 
 
@@ -89,10 +93,19 @@ def findings(out: Path) -> Any:
 def grid_content(out: Path) -> Any:
     cells = {p.name: {**json.loads(p.read_text()), "seconds": 0, "digest": ""} for p in sorted((out / "cells").glob("[!.]*.json"))}
     models = {p.name: file_hash(p / "model" / "model.safetensors") for p in sorted((out / "models").glob("[!.]*"))}
-    assert not list(out.glob("*/.*")), "nothing half-made is left"
+    assert not [*out.glob("*/.*"), *out.glob("state-*")], "nothing half-made is left"
     assert len(cells) == 3
     assert len(models) == 2
     return cells, models
+
+
+def zoo_content(out: Path) -> Any:
+    made = [json.loads(p.read_text()) for p in sorted((out / "specimens").glob("[!.]*.json"))]
+    specimens = [{**one, "seconds": 0, "scans": [{**scan, "seconds": 0} for scan in one["scans"]]} for one in made]
+    models = {p.name: file_hash(p / "model" / "model.safetensors") for p in sorted((out / "models").glob("[!.]*"))}
+    assert len(specimens) == len(models) == 2
+    assert not list(out.glob("state-*"))
+    return specimens, models
 
 
 def whole(out: Path) -> None:
@@ -105,6 +118,10 @@ def cells_whole(out: Path) -> None:
     for path in (out / "cells").glob("[!.]*.json"):
         cell = Cell.model_validate_json(path.read_text())
         assert cell == cell.sealed()
+    models_whole(out)
+
+
+def models_whole(out: Path) -> None:
     assert all(is_whole(path) for path in (out / "models").glob("[!.]*"))
 
 

@@ -272,6 +272,18 @@ TOKENIZERS = {
     "length that is no number": Case(settings(model_max_length="all"), ("model_max_length", "'all'")),
 }
 
+KEYS = {
+    "custom_code": "never runs",
+    "custom_generate": "never runs",
+    "use_kernels": "never runs",
+    "_experts_implementation": "never runs",
+    "_experts_implementation_internal": "never runs",
+    "sparsity_config": "package",
+    "gguf_file": "elsewhere",
+    "use_timm_backbone": "elsewhere",
+}
+CODE |= {f"the key {key}": Case(config(**{key: EVIL}), (f"{key} in config.json", why)) for key, why in KEYS.items()}
+
 
 def nested(step: object, depth: int) -> object:
     for _ in range(depth):

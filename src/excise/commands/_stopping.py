@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from excise import processes
 from excise.commands._shared import plain
-from excise.errors import ConfigError, ExciseError, OutputError
+from excise.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from excise.console import Console
@@ -33,7 +33,7 @@ def resumable(options: Any, method: dict[str, Any], console: Console) -> Iterato
         OutputError: There is a state, and neither --resume nor --overwrite.
     """
     from excise.disk import alone_on, beside
-    from excise.resume import resuming, run_of, same_machine
+    from excise.resume import going_on, run_of, same_machine
 
     folder, resume = beside(options.out, "state"), options.stopping.resume
     if processes.count() > 1:
@@ -48,16 +48,10 @@ def resumable(options: Any, method: dict[str, Any], console: Console) -> Iterato
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         try:
-            with resuming(folder, about, every=options.stopping.checkpoint_every):
+            with going_on(folder, about, every=options.stopping.checkpoint_every):
                 yield
         except KeyboardInterrupt:
             raise KeyboardInterrupt("--resume goes on with it" if folder.exists() else "") from None
-        except OutputError:
-            raise  # with more room on the disk it can go on
-        except ExciseError:
-            shutil.rmtree(folder, ignore_errors=True)  # it would only come to the same end
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check(earlier: dict[str, Any] | None, about: dict[str, Any], options: Any, console: Console) -> None:

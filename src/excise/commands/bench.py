@@ -46,6 +46,8 @@ class Options:
     """With --cluster: GPUs for the same; a share such as 0.5 is possible, 0 is none."""
     retries: int = 2
     """With --cluster: how often a model whose worker was lost is tried again."""
+    checkpoint_every: float = 60
+    """Seconds of training that a kill may cost: so often its state is kept, in --out. With --cluster a kill costs the cell."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
     device: str | None = None
@@ -84,7 +86,7 @@ def run(options: Options, console: Console) -> None:
         models = {"precision": options.precision, "device": options.device, "keep_models": not options.no_models}
         for kept in ("cells", "models"):
             clear_leftovers(options.out / kept)
-        cells = run_grid(grid, options.out, **models, spread=spread, on_cell=arrived)
+        cells = run_grid(grid, options.out, **models, spread=spread, on_cell=arrived, every=options.checkpoint_every)
     rows = table_rows(cells, grid.paper or {})
     console.show(terminal_table(rows))
     for name, text in (("md", markdown_table(rows)), ("csv", csv_table(rows)), ("tex", latex_table(rows))):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from excise import processes
 from excise.commands._options import Common, Inline, Model, Texts
+from excise.commands._shared import plain
 from excise.training import FitConfig
 
 if TYPE_CHECKING:
@@ -36,24 +39,43 @@ class Options:
 
 
 def run(options: Options, console: Console) -> None:
+    from excise.checkpoint import resolve_checkpoint
     from excise.data import split
     from excise.errors import ConfigError
     from excise.language_model import train_language_model
     from excise.output import check_output, writing
+    from excise.provenance import hash_inputs, save_sealed
+    from excise.result import Environment, Record, command_line, data_record
     from excise.seeds import derive
 
-    seed = options.common.seed
+    begun, seed = time.monotonic(), options.common.seed
     if not 0 < options.holdout < 1:
         raise ConfigError(f"--holdout {options.holdout} was given; it must be above 0 and below 1.")
     check_output(options.out, overwrite=options.overwrite, inputs=(options.base, options.data))
     held, texts = split(options.texts.load(options.data), options.holdout, seed=derive(seed, "holdout"))
+    inputs = hash_inputs(plain(options), checkpoint=(options.base, resolve_checkpoint(options.base)))
     length = options.texts.max_length or 128
     model = train_language_model(
         options.base, texts.texts, kind=options.kind, training=options.training, seed=seed, max_length=length, device=options.common.device
     )
+    notes = [f"A {options.kind} language model made from {len(texts)} texts."]
+    if options.kind == "causal":
+        notes.append(f"The median perplexity of {len(held)} held-out texts is {model.perplexities(held.texts).median().item():.0f}.")
+    record = Record(
+        kind="train-lm",
+        command=command_line(),
+        environment=Environment.of(str(model.model.device), "fp32"),
+        seed=seed,
+        settings=plain(options),
+        model=options.base,
+        data={"train": data_record(options.data, texts), "holdout": data_record(options.data, held)},
+        seconds=time.monotonic() - begun,
+        notes=tuple(notes),
+        inputs=inputs,
+    )
+    if processes.index():
+        return
     with writing(options.out, overwrite=options.overwrite) as folder:
         model.save(folder)
-    measured = ""
-    if options.kind == "causal":
-        measured = f" The median perplexity of {len(held)} held-out texts is {model.perplexities(held.texts).median().item():.0f}."
-    console.say(f"Wrote {options.out}, a {options.kind} language model made from {len(texts)} texts.{measured}")
+        save_sealed(record, folder / "excise-result.json")
+    console.say(f"Wrote {options.out}. {' '.join(notes)}")

@@ -22,6 +22,8 @@ class Options:
     """What excise repair or another command wrote."""
     inputs: bool = False
     """Check the files that went in as well: the model, the texts and what else was named."""
+    public_key: Path | None = None
+    """Check as well that the owner of this key (PEM) signed the folder, with excise sign or model-signing. Needs excise[signing]."""
     quiet: bool = False
     """Print nothing if all is well."""
     debug: bool = False
@@ -29,9 +31,17 @@ class Options:
 
 
 def run(options: Options, console: Console) -> None:
+    from excise.output import SIGNATURE
     from excise.provenance import verify
 
     record, count = verify(options.folder, inputs=options.inputs)
-    console.say(
-        f"{count} files are what excise {record.get('kind')} wrote or read ({record.get('created')}). Nobody signed this: see docs/reliability.md."
-    )
+    if options.public_key:
+        from excise.signing import check_signature
+
+        check_signature(options.folder, options.public_key)
+        signed = f"All was signed with the key of {options.public_key}."
+    elif (options.folder / SIGNATURE).exists():
+        signed = "It is signed; --public-key checks by whom."
+    else:
+        signed = "Nobody signed this: see docs/reliability.md."
+    console.say(f"{count} files are what excise {record.get('kind')} wrote or read ({record.get('created')}). {signed}")

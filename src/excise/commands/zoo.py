@@ -33,6 +33,8 @@ class Options:
     """Which scanners, each a name or 'name field=value ...'; by default those of excise scan."""
     shard: str = "1/1"
     """k/n: only each n-th model, from the k-th on, so that n processes or machines share the work."""
+    checkpoint_every: float = 60
+    """Seconds of training that a kill may cost: so often its state is kept, in --out."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic; auto is bf16 where the hardware computes it, else fp32."""
     device: str | None = None
@@ -58,7 +60,8 @@ def run(options: Options, console: Console) -> None:
     if options.action != "table":
         zoo = load_zoo(find_recipe(options.zoo, folder="zoos"), sources=_sources(options.sources))
         asked = scanners if options.action == "scan" else {}
-        for specimen in measure(zoo, options.out, asked, shard=_shard(options.shard), precision=options.precision, device=options.device):
+        how = {"precision": options.precision, "device": options.device, "every": options.checkpoint_every}
+        for specimen in measure(zoo, options.out, asked, shard=_shard(options.shard), **how):
             console.say(specimen_line(specimen))
     if options.action == "build":
         return
