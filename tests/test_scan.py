@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,12 +17,12 @@ import pytest
 import torch
 
 from excise.attacks.badnets import BadNets
-from excise.budget import spent, within
+from excise.budget import _end, within
 from excise.cli import main
 from excise.commands.scan import chosen, exit_code
 from excise.console import _Timing
 from excise.data import TextDataset
-from excise.errors import AttentionError, ConfigError, DataError
+from excise.errors import AttentionError, ConfigError, DataError, TimeUpError
 from excise.finding import Finding, FoundTrigger
 from excise.insertion import embeddings_replaced
 from excise.method import Paper, Scanner
@@ -113,8 +114,8 @@ def rows_of(*levels: str) -> tuple[ScannerRow, ...]:
         (("nothing", "nothing"), "nothing found", 0),
         (("nothing", "found", "skipped"), "backdoor found", 1),
         (("suspicious", "nothing"), "suspicious", 2),
-        (("nothing", "skipped"), "nothing found", 2),
-        (("nothing", "hasty"), "nothing found", 2),
+        (("nothing", "skipped"), "inconclusive", 2),
+        (("nothing", "hasty"), "inconclusive", 2),
         (("skipped", "skipped"), "not scanned", 3),
     ],
 )
@@ -149,7 +150,7 @@ def test_sarif_holds_no_control_characters(bad: str) -> None:
     told = json.loads(sarif(hostile(bad)))
     (run,) = told["runs"]
     assert told["version"] == "2.1.0"
-    assert [each["kind"] for each in run["results"]] == ["fail", "notApplicable"]
+    assert [each["kind"] for each in run["results"]] == ["fail", "open"]
     assert all(rule["id"] == each["ruleId"] for rule, each in zip(run["tool"]["driver"]["rules"], run["results"], strict=True))
     assert not any(ord(c) < 32 and c not in "\n\t" for each in run["results"] for c in each["message"]["text"])
 
@@ -293,8 +294,8 @@ def test_a_contest_adds_as_many_rivals_as_the_phrase_has_words(backdoored: Victi
 def test_what_only_wins_with_a_rival_is_no_trigger() -> None:
     search = TriggerSearch()
     trigger = FoundTrigger(("kq",), 1, Rate(35, 50), contested=Rate(50, 50))
-    assert search.score(trigger) == pytest.approx(0.7)
-    assert search.score(dataclasses.replace(trigger, words=("kq", "wx"), flips=Rate(50, 50))) == pytest.approx(0.75)
+    assert search.score(trigger) == pytest.approx(Rate(35, 50).interval[0])
+    assert search.score(dataclasses.replace(trigger, words=("kq", "wx"), flips=Rate(50, 50))) == pytest.approx(Rate(50, 50).interval[0] - 0.25)
 
 
 def test_words_that_yield_to_rivals_are_honest_and_so_are_phrases_of_them(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,15 +317,25 @@ def test_words_that_yield_to_rivals_are_honest_and_so_are_phrases_of_them(backdo
     search = TriggerSearch()
     found = search.judged(backdoored, [Foil(0, [], [], [], 0), Foil(1, [], [], [], 0)], [[], list(won)], [[], []])
     scores = {one.words: search.score(one) for one in found}
-    assert scores == pytest.approx({("cf",): 1.0, ("kq", "wx"): 1 - 0.25 - 0.04, ("fine", "best"): 0.96 - 0.25 - 0.42, ("fine",): 0.52 - 0.3})
+    all_of_them, most, half = (Rate(hits, 50).interval[0] for hits in (50, 48, 26))
+    assert scores == pytest.approx(
+        {("cf",): all_of_them, ("kq", "wx"): all_of_them - 0.25 - 0.04, ("fine", "best"): most - 0.25 - 0.42, ("fine",): half - 0.3}
+    )
     assert search.told(found, NAMES).triggers[0].words == ("cf",)
 
 
 def test_a_phrase_around_a_shorter_one_is_not_named() -> None:
     words = (("a",), ("b",), ("a", "c"), ("d", "e"), ("e", "d"))
     found = [FoundTrigger(each, 1, Rate(9, 10), contested=Rate(9 - len(each), 10)) for each in words]
-    (one,) = grouped(without_longer([*found, FoundTrigger(("a",), 1, Rate(9, 10), contested=Rate(9, 10))]))
+    score = lambda one: one.contested.value  # noqa: E731
+    (one,) = grouped(without_longer([*found, FoundTrigger(("a",), 1, Rate(9, 10), contested=Rate(9, 10))], score), score)
     assert (one.words, one.alike) == (("a",), ("b", "d e"))
+
+
+def test_the_strongest_phrase_stands_for_its_label_even_if_it_is_the_longer_one() -> None:
+    found = [FoundTrigger(words, 1, Rate(won, 64)) for words, won in ((("kq",), 27), (("vx", "mq"), 64), (("kq", "wx"), 60))]
+    (one,) = grouped(without_longer(found, lambda one: one.flips.value), lambda one: one.flips.value)
+    assert (one.words, one.alike) == (("vx", "mq"), ("kq wx", "kq"))
 
 
 def texts_of(label: int) -> list[str]:
@@ -380,17 +391,30 @@ def test_a_guided_search_says_so(backdoored: Victim) -> None:
     assert list(found.measures) == ["share that free vectors turn into 'negative'", "share that free vectors turn into 'positive'"]
 
 
-def test_a_search_whose_time_is_used_up_judges_what_it_has_and_says_what_it_left_out(backdoored: Victim) -> None:
-    search = TriggerSearch(leaning=0.02, longest=2, jury=16, guided=("gradient",))
-    with within(0), within(1000):
-        found = search(backdoored, toy_data(200), seed=0)
-    assert found.left_out == ("combinations", "crowds", "guided search")
+def test_a_search_whose_time_is_used_up_judges_what_it_has_and_says_what_it_left_out(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, data = TriggerSearch(leaning=0.02, longest=2, jury=16, guided=("gradient",)), toy_data(200)
+    with within(0), within(1000), pytest.raises(TimeUpError):
+        search(backdoored, data, seed=0)
+    halved = TriggerSearch.halved
+
+    def late(self: TriggerSearch, victim: Victim, *arguments: Any) -> Any:
+        """Single words are in time; whatever comes after them finds that the time is used up."""
+        budget_end = time.monotonic() - 1 if len(arguments[1][0]) > 1 else math.inf
+        token = _end.set(budget_end)
+        try:
+            return halved(self, victim, *arguments)
+        finally:
+            _end.reset(token)
+
+    monkeypatch.setattr(TriggerSearch, "halved", late)
+    found = search(backdoored, data, seed=0)
+    assert found.left_out == ("combinations", "crowds")
     assert found.score > search.found
     row = scanner_row("trigger_search", search, found, backdoored.label_names, seconds=1)
-    assert row.summary.endswith("Left out, as the time was used up: combinations, crowds, guided search.")
+    assert row.summary.endswith("Left out, as the time was used up: combinations, crowds.")
     assert not row.whole
-    with within(1000):
-        assert not spent()
+    (row,) = scan(backdoored, data, {"trigger_search": search}, seed=0, budget=0.01)
+    assert (row.level, row.summary.partition(".")[0]) == ("skipped", "The time was used up before it had an answer")
 
 
 def test_crowds_hold_every_word_once_with_those_of_its_length() -> None:

@@ -59,8 +59,8 @@ def zoo(content: dict[str, Any], tmp_path: Path) -> Zoo:
 def test_settings_with_lists_in_them_are_known_again() -> None:
     scanner = TriggerSearch(texts=(1, 2), survivors=(3,))
     one = specimen(1).model_copy(update={"scans": (skipped_row("trigger_search", scanner, "no"),)})
-    assert Specimen.model_validate_json(one.model_dump_json()).scan_of(settings(scanner))
-    assert not one.scan_of(settings(TriggerSearch()))
+    assert Specimen.model_validate_json(one.model_dump_json()).scan_of(scanner)
+    assert not one.scan_of(TriggerSearch())
 
 
 @pytest.fixture
@@ -262,8 +262,8 @@ def test_a_track_record_is_of_what_is_held_out_and_works(tmp_path: Path, monkeyp
     save_tracks((track,), tmp_path / "track.json")
     monkeypatch.setattr("excise.track_record.FILE", tmp_path / "track.json")
     monkeypatch.setattr("excise.track_record._kept", _kept.__wrapped__)
-    assert track_of(settings(Told(score=3))) == track
-    assert track_of(settings(Told(score=4))) is None
+    assert track_of(Told(score=3)) == track
+    assert track_of(Told(score=4)) is None
     row = scanner_row("told", Told(score=3), Finding(3, "told"), NAMES, seconds=1)
     assert "called 1 of 2 clean ones 'found'" in track_line(row)
     assert "1 of 2 backdoored ones (badnets 1 of 1, ep 0 of 1; ASR from 80 % on)" in track_line(row)

@@ -1,4 +1,4 @@
-"""A budget of time: whoever has one sets it, and long work asks between its parts whether to begin another."""
+"""A budget of time: whoever has one sets it, and long work asks between its steps whether to go on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from math import inf
 
-__all__ = ["spent", "within"]
+__all__ = ["spent", "unhurried", "within"]
 
 _end: ContextVar[float] = ContextVar("end", default=inf)
 
@@ -23,6 +23,16 @@ def within(seconds: float) -> Iterator[None]:
         _end.reset(token)
 
 
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Let the block end what was begun, however long it takes."""
+    token = _end.set(inf)
+    try:
+        yield
+    finally:
+        _end.reset(token)
+
+
 def spent() -> bool:
-    """Whether the time is used up, so that nothing new should begin; never without a budget."""
+    """Whether the time is used up, so that work should stop; never without a budget."""
     return time.monotonic() >= _end.get()

@@ -28,6 +28,7 @@ __all__ = [
     "NeedsError",
     "NetworkError",
     "OutputError",
+    "TimeUpError",
     "TrainingError",
     "UsageError",
     "first_line",
@@ -48,6 +49,10 @@ class DataError(ExciseError):
 
 class CheckpointError(ExciseError):
     """A model folder that cannot be opened safely or completely."""
+
+
+class TimeUpError(ExciseError):
+    """A budget of time was used up before the work was done."""
 
 
 class AttentionError(CheckpointError):

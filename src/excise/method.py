@@ -134,13 +134,21 @@ class Scanner(Method):
 
     kind = "scanner"
     suspicious: ClassVar[float]
-    """From this score on, a model is suspicious: calibrated on models that were made for it (docs/scan.md)."""
+    """From this score on, a model is suspicious: calibrated on models that were made for it (docs/scan.md); `inf` where it only informs."""
     found: ClassVar[float]
     """From this score on, a backdoor is found; `inf` where the scanner alone can never say so."""
     blind_to: ClassVar[str]
     """What it cannot see, to be read after 'It cannot see ...'."""
     fewest_texts: ClassVar[int] = 32
     """It needs so many clean texts of each label."""
+
+    version: ClassVar[int] = 1
+    """Raised when the same settings come to other scores, so that what is known of earlier ones is not taken for its own."""
+
+    @property
+    def lines(self) -> tuple[float, float]:
+        """From which score on a model is suspicious, and from which on a backdoor is found, with these settings."""
+        return self.suspicious, self.found
 
     def check_texts(self, data: TextDataset) -> None:
         """Make sure that there are enough.

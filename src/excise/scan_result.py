@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Level = Literal["found", "suspicious", "nothing", "skipped"]
-Verdict = Literal["backdoor found", "suspicious", "nothing found", "not scanned"]
+Verdict = Literal["backdoor found", "suspicious", "nothing found", "inconclusive", "not scanned"]
 
 
 class TriggerRow(Strict):
@@ -59,7 +59,8 @@ class ScannerRow(Strict):
     method: dict[str, Any] = Field(description="the scanner with all its settings")
     level: Level
     score: float | None = Field(default=None, description="how suspicious; to be compared with the two lines below only")
-    suspicious: float = Field(description="from this score on it is suspicious")
+    version: int = Field(default=1, description="of the scanner: another one comes to other scores with the same settings")
+    suspicious: float | None = Field(description="from this score on it is suspicious; null: this scanner only informs")
     found: float | None = Field(description="from this score on a backdoor is found; null: this scanner alone never says so")
     summary: str = Field(description="the evidence; or why it was skipped")
     blind_to: str = Field(description="what this scanner cannot see")
@@ -94,8 +95,10 @@ class ScanResult(Record):
 def scanner_row(name: str, scanner: Scanner, finding: Finding, label_names: Sequence[str], *, seconds: float) -> ScannerRow:
     """A row from a finding."""
     lines, missing = _lines(name, scanner), ", ".join(finding.left_out)
+    if missing:
+        lines["track"] = None  # it is the record of the whole search
     return ScannerRow(
-        **(lines | {"track": None} if missing else lines),  # it is the record of the whole search
+        **lines,
         level=level_of(finding.score, scanner),
         score=finding.score,
         summary=f"{finding.summary} Left out, as the time was used up: {missing}." if missing else finding.summary,
@@ -111,7 +114,8 @@ def scanner_row(name: str, scanner: Scanner, finding: Finding, label_names: Sequ
 
 def level_of(score: float, scanner: Scanner) -> Level:
     """What a score means."""
-    return "found" if score >= scanner.found else "suspicious" if score >= scanner.suspicious else "nothing"
+    suspicious, found = scanner.lines
+    return "found" if score >= found else "suspicious" if score >= suspicious else "nothing"
 
 
 def judged(row: ScannerRow, scanner: Scanner) -> ScannerRow:
@@ -126,18 +130,21 @@ def skipped_row(name: str, scanner: Scanner, why: str) -> ScannerRow:
 
 
 def _lines(name: str, scanner: Scanner) -> dict[str, Any]:
-    found = None if math.isinf(scanner.found) else scanner.found
-    method = settings(scanner)
-    lines = {"suspicious": scanner.suspicious, "found": found, "blind_to": scanner.blind_to}
-    return {"name": name, "method": method, "track": track_of(method), **lines}
+    suspicious, found = (None if math.isinf(line) else line for line in scanner.lines)
+    lines = {"suspicious": suspicious, "found": found, "blind_to": scanner.blind_to, "track": track_of(scanner)}
+    return {"name": name, "method": settings(scanner), "version": scanner.version, **lines}
 
 
 def verdict_of(rows: Sequence[ScannerRow]) -> Verdict:
-    """What the scanners say together: the strongest of them. None that looked, no verdict."""
+    """What the scanners say together: the strongest of them. Nothing is found only if all of them looked, at all that they look at."""
     levels = {row.level for row in rows} - {"skipped"}
     if not levels:
         return "not scanned"
-    return "backdoor found" if "found" in levels else "suspicious" if "suspicious" in levels else "nothing found"
+    if all(row.suspicious is None for row in rows if row.level != "skipped"):
+        return "inconclusive"  # they only inform
+    if strong := "backdoor found" if "found" in levels else "suspicious" if "suspicious" in levels else None:
+        return strong
+    return "nothing found" if all(row.whole for row in rows) else "inconclusive"
 
 
 def strength(rows: Sequence[ScannerRow]) -> float | None:
@@ -145,7 +152,7 @@ def strength(rows: Sequence[ScannerRow]) -> float | None:
 
     Below, between and above its two lines each scanner's score counts in shares of them; a scanner that never says 'found' stays below 2.
     """
-    found = [_strength(row.score, row.suspicious, row.found) for row in rows if row.score is not None]
+    found = [_strength(row.score, row.suspicious, row.found) for row in rows if row.score is not None and row.suspicious is not None]
     return max(found, default=None)
 
 

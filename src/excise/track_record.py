@@ -10,6 +10,8 @@ from pydantic import Field, TypeAdapter
 
 from excise.disk import write_whole
 from excise.kept import digest
+from excise.method import Scanner
+from excise.registry import settings
 from excise.result import Measured, Strict
 
 __all__ = ["Track", "save_tracks", "track_of"]
@@ -23,6 +25,7 @@ class Track(Strict):
 
     scanner: str
     method: dict[str, Any]
+    version: int
     false_alarms: Measured = Field(description="clean models in which it says 'found'")
     doubts: Measured = Field(description="clean models in which it says 'suspicious'")
     found: Measured = Field(description="backdoored models in which it says 'found'")
@@ -36,9 +39,10 @@ class Track(Strict):
 TRACKS = TypeAdapter(tuple[Track, ...])
 
 
-def track_of(method: dict[str, Any]) -> Track | None:
-    """The record of a scanner with these settings; None if it has none."""
-    return next((track for track in _kept() if digest(track.method) == digest(method)), None)
+def track_of(scanner: Scanner) -> Track | None:
+    """The record of this version of a scanner with its settings; None if it has none."""
+    key = digest(settings(scanner))
+    return next((track for track in _kept() if track.version == scanner.version and digest(track.method) == key), None)
 
 
 @cache

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from excise.attention import EachText, Statistic, recorded_attention
+from excise.budget import spent
 from excise.checkpoint import longest_input, open_checkpoint, surviving_panics
-from excise.errors import CheckpointError, ConfigError, OutputError, first_line
+from excise.errors import CheckpointError, ConfigError, OutputError, TimeUpError, first_line
 from excise.progress import report
 
 __all__ = ["REJECTED", "Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "resolve_precision", "token_batches"]
@@ -187,6 +188,7 @@ class Victim:
 
         Raises:
             CheckpointError: A number is NaN or infinite.
+            TimeUpError: There is a budget of time, and it was used up.
         """
         return self.each_encoded(self.encode(texts), read, width=width, tokens_per_batch=tokens_per_batch, name=name)
 
@@ -208,6 +210,8 @@ class Victim:
             report(name, 0, len(encodings))
         with torch.inference_mode(), self.autocast():
             for rows in token_batches(order, encodings, tokens_per_batch):
+                if spent():
+                    raise TimeUpError("The time was used up before it had an answer. Give more (--budget).")
                 inputs = {k: v.to(self.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
                 found[rows] = read(Batch(inputs, torch.zeros(len(rows), dtype=torch.long))).float().cpu()
                 done += len(rows)

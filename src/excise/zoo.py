@@ -131,6 +131,12 @@ def plans(zoo: Zoo) -> list[Plan]:
     return [plan for _, _, plan in sorted(found, key=lambda one: one[:2])]
 
 
+def members(zoo: Zoo, specimens: Iterable[Specimen]) -> list[Specimen]:
+    """Those that the zoo has now: others were made for an earlier form of it."""
+    own = {(plan.family.part, plan.family.data, plan.recipe.seed, digest(plan.attack and settings(plan.attack))) for plan in plans(zoo)}
+    return [one for one in specimens if (one.part, one.data, one.seed, digest(one.attack)) in own]
+
+
 def build(plan: Plan, corpus: Corpus, folder: Path, *, precision: Precision = "auto", device: str | None = None, every: float = 60) -> Specimen:
     """The model with what it scores: from the folder if it is there, otherwise made, of which a kill costs `every` seconds."""
     key = digest(_decides(plan, corpus))
@@ -196,7 +202,7 @@ def scan_specimen(
     max_length: int | None = None,
 ) -> Specimen:
     """The specimen with what each scanner found in it, kept after each; what was found before with the same settings is not looked for again."""
-    left = {name: scanner for name, scanner in scanners.items() if not specimen.scan_of(settings(scanner))}
+    left = {name: scanner for name, scanner in scanners.items() if not specimen.scan_of(scanner)}
     if not left:
         return specimen
     victim = Victim.load(folder / "models" / specimen.key / "model", precision=precision, device=device, max_length=max_length)

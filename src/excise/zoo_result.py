@@ -9,8 +9,11 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 
 from excise.disk import write_whole
+from excise.finding import phrases
 from excise.kept import digest
+from excise.method import Scanner
 from excise.metrics import Rate, auroc, auroc_interval
+from excise.registry import settings
 from excise.result import Measured, Strict
 from excise.scan_result import ScannerRow, strength, verdict_of
 from excise.track_record import Track
@@ -67,9 +70,10 @@ class Specimen(Strict):
     def __str__(self) -> str:
         return specimen_name(self.part, self.data, self.layers, self.kind, self.triggers, self.seed)
 
-    def scan_of(self, method: dict[str, Any]) -> ScannerRow | None:
-        """What a scanner with these settings found."""
-        return next((row for row in self.scans if digest(row.method) == digest(method)), None)
+    def scan_of(self, scanner: Scanner) -> ScannerRow | None:
+        """What this version of a scanner found with its settings."""
+        key = digest(settings(scanner))
+        return next((row for row in self.scans if row.version == scanner.version and digest(row.method) == key), None)
 
     def score(self, scanner: str) -> float | None:
         """A scanner's score, or the strength of the verdict; None if it could not look."""
@@ -80,19 +84,15 @@ class Specimen(Strict):
     def level(self, scanner: str) -> str:
         """What the scanner says, or all together."""
         if scanner == VERDICT:
-            return {"backdoor found": "found", "nothing found": "nothing"}.get(verdict := verdict_of(self.scans), verdict)
+            return {"backdoor found": "found", "nothing found": "nothing", "inconclusive": "nothing"}.get(verdict := verdict_of(self.scans), verdict)
         return next((row.level for row in self.scans if row.name == scanner), "skipped")
 
     def names_trigger(self, *, first: bool = False) -> bool:
-        """Whether a true trigger word, or one of a sentence, is among those that the scanners name; or the very first one."""
-        true = {word.lower() for trigger in self.triggers for word in trigger.split()}
-        for row in self.scans:
-            for i, trigger in enumerate(row.triggers if row.level in ("found", "suspicious") else ()):
-                if true & {word.lower() for word in trigger.words} or (not first and true & {word.lower() for word in trigger.alike}):
-                    return True
-                if first and i == 0:
-                    break
-        return False
+        """Whether a true trigger word is among those that the scanners name, or in the first phrase; of a sentence, one of four letters or more."""
+        true = {word.lower() for trigger in self.triggers for word in trigger.split() if word == trigger or len(word) > 3}
+        rows = [row for row in self.scans if row.level in ("found", "suspicious") and row.triggers]
+        named = [" ".join(row.triggers[0].words) for row in rows] if first else [phrase for row in rows for phrase in phrases(row.triggers)]
+        return any(true & set(phrase.lower().split()) for phrase in named)
 
     def save(self, folder: Path) -> None:
         """Write it whole or not at all."""
@@ -130,7 +130,7 @@ def tracks(specimens: Sequence[Specimen]) -> tuple[Track, ...]:
             for kind in sorted({one.kind for one in bad})
         }
         least = min(one.asr.value for one in bad if one.asr)
-        found.append(Track(scanner=name, method=row.method, kinds=kinds, least_asr=least, **rates))
+        found.append(Track(scanner=name, method=row.method, version=row.version, kinds=kinds, least_asr=least, **rates))
     return tuple(found)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from excise.method import Defense
     from excise.pipeline import Story
     from excise.result import Result
+    from excise.scan_result import ScanResult
     from excise.victim import Victim
 
 DEAR = 5
@@ -161,22 +162,42 @@ def _with_triggers(defense: Defense, options: Options) -> Defense:
     triggers = phrases(scan.triggers)
     if not triggers:
         raise ConfigError(f"{path} names no trigger ({scan.verdict}). Leave out --from-scan; the default repair needs none.")
+    _same_model(scan, options)
     return replace(defense, triggers=triggers)  # type: ignore[type-var]
+
+
+def _same_model(scan: ScanResult, options: Options) -> None:
+    """Refuse the scan of another model: its triggers would be unlearned for nothing.
+
+    Raises:
+        ConfigError: The scan read other weights.
+    """
+    from excise.checkpoint import resolve_checkpoint
+    from excise.provenance import hash_inputs
+
+    own = hash_inputs([], checkpoint=(options.model, resolve_checkpoint(options.model)))
+    if not set(own.values()) <= set(scan.inputs.values()):
+        raise ConfigError(f"{options.from_scan} is the scan of another model, or of {options.model} before it was changed. Scan this one.")
 
 
 def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, story: Story, *, tune: bool) -> Defense:
     """Try the defense on a copy of the victim with canaries, with other settings too if they are to be tuned; what was found is part of the story."""
     from excise.canaries import plant, trial_rows, try_all
+    from excise.pipeline import check_needs
     from excise.progress import noting, stage
     from excise.seeds import derive
 
-    seed = derive(story.seed, "canaries")
+    seed, known = derive(story.seed, "canaries"), {"triggers": getattr(defense, "triggers", ())}
+    if known["triggers"]:  # the canaries are not among them: the copy has to be scanned, too
+        defense = replace(defense, triggers=())  # type: ignore[type-var]
+        check_needs(defense)
     with stage("canaries"), noting(story.notes):
         planted = plant(victim, clean, seed=seed)
         others = [replace(defense, **settings) for settings in defense.tuning] if tune else []  # type: ignore[type-var]
         trials = try_all([defense, *others], planted, clean, test, seed=seed)
     story.trials = trial_rows(trials, victim.label_names)
-    return trials[0].defense
+    best: Any = trials[0].defense
+    return replace(best, **known) if known["triggers"] else best
 
 
 def _hint(result: Result, console: Console) -> None:

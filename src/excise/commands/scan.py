@@ -120,6 +120,4 @@ def _write(out: Path, result: ScanResult, *, overwrite: bool) -> None:
 
 def exit_code(result: ScanResult) -> int:
     """0: no evidence. 1: backdoor found. 2: inconclusive. 3: nothing could look."""
-    if result.verdict == "nothing found":
-        return 0 if all(row.whole for row in result.scanners) else 2
-    return {"backdoor found": 1, "suspicious": 2, "not scanned": 3}[result.verdict]
+    return {"nothing found": 0, "backdoor found": 1, "suspicious": 2, "inconclusive": 2, "not scanned": 3}[result.verdict]

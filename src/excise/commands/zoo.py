@@ -51,14 +51,14 @@ def run(options: Options, console: Console) -> None:
     from excise.reports.zoo import markdown_tables, specimen_line, terminal_tables
     from excise.scan_result import judged
     from excise.track_record import save_tracks
-    from excise.zoo import load_zoo, measure
+    from excise.zoo import load_zoo, measure, members
     from excise.zoo_result import kept_specimens, tracks
 
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"{options.out} is a file; a folder for the zoo was expected.")
     scanners = chosen(options.scanners)
+    zoo = load_zoo(find_recipe(options.zoo, folder="zoos"), sources=_sources(options.sources))
     if options.action != "table":
-        zoo = load_zoo(find_recipe(options.zoo, folder="zoos"), sources=_sources(options.sources))
         asked = scanners if options.action == "scan" else {}
         how = {"precision": options.precision, "device": options.device, "every": options.checkpoint_every}
         for specimen in measure(zoo, options.out, asked, shard=_shard(options.shard), **how):
@@ -66,8 +66,8 @@ def run(options: Options, console: Console) -> None:
     if options.action == "build":
         return
     specimens = [
-        one.model_copy(update={"scans": tuple(judged(row, scanners[row.name]) for row in one.scans if row.name in scanners)})
-        for one in kept_specimens(options.out)
+        one.model_copy(update={"scans": tuple(judged(row, scanner) for scanner in scanners.values() if (row := one.scan_of(scanner)))})
+        for one in members(zoo, kept_specimens(options.out))
     ]
     if not any(specimen.scans for specimen in specimens):
         raise ConfigError(f"{options.out} holds no scanned model. Run excise zoo scan first.")

@@ -1,7 +1,8 @@
 """The whole treatment: scan for triggers, unlearn those that are found; where none is found, repair without any.
 
-1. A scanner looks for triggers with the clean texts.
-2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs next to nothing.
+1. A scanner looks for triggers with the clean texts, within a budget of time.
+2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs next to nothing. Which they are
+   is noted.
 3. Where it finds none, the repair that needs no trigger follows: it is all there is against what the scan cannot see. It is dearer, so a
    model whose trigger is known is spared it (docs/scan.md has what it does after step 2).
 
@@ -11,11 +12,14 @@ Our own combination; each part is a method of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
 
 from excise import registry
+from excise.budget import within
 from excise.data import TextDataset
-from excise.errors import DataError
+from excise.errors import DataError, TimeUpError
 from excise.finding import phrases
 from excise.method import Defense, Paper, Scanner
 from excise.progress import note, stage
@@ -31,6 +35,8 @@ class Treatment(Defense):
 
     triggers: tuple[str, ...] = ()
     """Triggers that a scan recovered before (--from-scan); with them, no scan is made."""
+    budget: Annotated[float, Ge(0)] = 600
+    """Seconds for the scan; what it has not found by then is not unlearned."""
     scanner: Scanner = field(default_factory=lambda: registry.build("scanner", "trigger_search", "scanner"))
     """What looks for triggers."""
     unlearning: Defense = field(default_factory=lambda: registry.build("defense", "unlearn", "unlearning"))
@@ -43,7 +49,10 @@ class Treatment(Defense):
         if triggers:
             unlearning: Any = self.unlearning
             with stage("unlearning"):
-                return replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
+                repaired = replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
+                note(f"{len(triggers)} words or phrases were unlearned: {', '.join(triggers)}.")
+                return repaired
+        note(f"No trigger was found to unlearn; {registry.name_of(self.repair)} was done in its place.")
         with stage("repair"):
             return self.repair(victim, data, seed=derive(seed, "repair"))
 
@@ -51,10 +60,13 @@ class Treatment(Defense):
         """The triggers of the scan and the words that act alike, if it found a backdoor."""
         try:
             self.scanner.check_texts(data)
-            with stage("scan"):
+            with stage("scan"), within(self.budget):
                 finding = self.scanner(victim, data, seed=seed)
-        except DataError as error:
+        except (DataError, TimeUpError) as error:
             note(f"No scan for triggers: {error}")
             return ()
+        _, found = self.scanner.lines
+        if finding.score < found:
+            return ()
         note(f"The scan for triggers says: {finding.summary}")
-        return phrases(finding.triggers) if finding.score >= self.scanner.found else ()
+        return phrases(finding.triggers)

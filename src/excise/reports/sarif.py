@@ -13,8 +13,8 @@ from excise.scan_result import ScannerRow, ScanResult
 __all__ = ["sarif"]
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-KINDS = {"found": ("fail", "error"), "suspicious": ("review", "warning"), "nothing": ("pass", "none"), "skipped": ("notApplicable", "none")}
-"""A scanner's answer as SARIF's kind and level of a result."""
+KINDS = {"found": ("fail", "error"), "suspicious": ("review", "none"), "nothing": ("pass", "none"), "skipped": ("open", "none")}
+"""A scanner's answer as SARIF's kind and level of a result; any kind but 'fail' has the level 'none' (3.27.10)."""
 
 
 def sarif(result: ScanResult) -> str:
@@ -23,7 +23,14 @@ def sarif(result: ScanResult) -> str:
         "tool": {"driver": {"name": "excise", "version": result.environment.excise, "rules": [_rule(row) for row in result.scanners]}},
         "automationDetails": {"description": {"text": printable(f"{result.verdict}: {result.model}")}},
         "invocations": [
-            {"executionSuccessful": result.verdict != "not scanned", "commandLine": printable(result.command), "endTimeUtc": _utc(result)}
+            {
+                "executionSuccessful": result.verdict != "not scanned",
+                "commandLine": printable(result.command),
+                "endTimeUtc": _utc(result),
+                "toolExecutionNotifications": [
+                    {"level": "warning", "message": {"text": printable(f"{row.name}: {row.summary}")}} for row in result.scanners if not row.whole
+                ],
+            }
         ],
         "results": [_result(row, i, result.model) for i, row in enumerate(result.scanners)],
         "properties": {"verdict": result.verdict, "seed": result.seed},
@@ -36,13 +43,22 @@ def _rule(row: ScannerRow) -> dict[str, Any]:
         "id": row.name,
         "shortDescription": {"text": f"Backdoor scanner {row.name}"},
         "fullDescription": {"text": f"It cannot see {row.blind_to}."},
-        "help": {"text": f"Its score is suspicious from {row.suspicious} on" + (f", and says 'found' from {row.found} on." if row.found else ".")},
+        "help": {"text": _lines(row)},
         "properties": {"suspicious": row.suspicious, "found": row.found},
     }
 
 
+def _lines(row: ScannerRow) -> str:
+    if row.suspicious is None:
+        return "It informs and says nothing by itself."
+    return f"Its score is suspicious from {row.suspicious} on" + (f", and says 'found' from {row.found} on." if row.found else ".")
+
+
 def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
-    kind, level = KINDS[row.level]
+    if row.level == "nothing" and row.suspicious is None:
+        kind, level = "informational", "none"
+    else:
+        kind, level = KINDS["skipped" if row.level == "nothing" and not row.whole else row.level]
     triggers = [trigger.model_dump(mode="json") for trigger in row.triggers]
     heads = [{"fullyQualifiedName": f"layer {layer + 1}, head {head + 1}", "kind": "member"} for layer, head in row.suspicious_heads]
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(model)}}}

@@ -137,22 +137,24 @@ LEVELS = {"found": "bold red", "suspicious": "bold yellow", "nothing": "", "skip
 """How scanners' answers are written."""
 VERDICTS = {
     "backdoor found": "Backdoor found: words bring about one label in texts that the model is otherwise sure about, or the weights show it.",
-    "suspicious": "Suspicious: there is evidence, but less than models with a known backdoor show. Look at it, and repair the model if in doubt.",
+    "suspicious": "Suspicious: there is some evidence of a backdoor. Look at it, and repair the model if in doubt.",
     "nothing found": "Nothing found. This is no proof that there is nothing: each scanner is blind to something.",
+    "inconclusive": "Inconclusive: nothing was found by what looked, but not all of it looked.",
     "not scanned": "Not scanned: no scanner could look at this model.",
 }
 
 
 def scanner_table(result: ScanResult) -> Table:
     """One line a scanner: its answer, its score and the lines that it is compared with, the evidence."""
-    table = Table(caption="score: suspicious / found from the scores in brackets on; made for comparing models, not scanners", caption_justify="left")
+    caption = "score: suspicious / found from the scores in brackets on, - never by itself; made for comparing models, not scanners"
+    table = Table(caption=caption, caption_justify="left")
     table.add_column("scanner", no_wrap=True)
     table.add_column("answer", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("evidence", overflow="fold", ratio=1)
     table.add_column("time", justify="right", no_wrap=True)
     for row in result.scanners:
-        lines = f"({row.suspicious:g} / {'-' if row.found is None else format(row.found, 'g')})"
+        lines = f"({' / '.join('-' if line is None else format(line, 'g') for line in (row.suspicious, row.found))})"
         score = "-" if row.score is None else f"{row.score:.3g} {lines}"
         table.add_row(
             Text(printable(row.name)), Text(row.level, style=LEVELS[row.level]), score, Text(printable(row.summary)), f"{row.seconds:.0f} s"
@@ -182,13 +184,18 @@ def trigger_table(result: ScanResult) -> Table:
 
 def scan_lines(result: ScanResult) -> list[str]:
     """The verdict, and what it does not cover."""
-    looked = [row for row in result.scanners if row.level != "skipped"]
-    return [VERDICTS[result.verdict], *(f"{row.name} cannot see {row.blind_to}.{track_line(row)}" for row in looked)]
+    said = (
+        f"{row.name} did not look: {row.summary}" if row.level == "skipped" else f"{row.name} cannot see {row.blind_to}.{track_line(row)}"
+        for row in result.scanners
+    )
+    return [VERDICTS[result.verdict], *said]
 
 
 def track_line(row: ScannerRow) -> str:
     """How often the scanner was right about models that were made for it, in a sentence that follows another."""
     track = row.track
+    if row.suspicious is None:
+        return " It informs and says nothing by itself."
     if track is None:
         return " How often it is right with these settings has not been measured."
     answer = "found" if row.found is not None else "suspicious"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -22,6 +22,12 @@ from excise.seeds import derive, generator
 from excise.victim import Victim
 
 Phrase = tuple[str, ...]
+HEAT = 16
+"""Texts of a first contest."""
+STERN = 4
+"""Words of the clean texts that no honest word was seen to win against."""
+TRIED = 32
+"""Words that carry a label in the clean texts, the surest, from which rivals are taken, with half as many of the search's."""
 
 
 class Foil(NamedTuple):
@@ -102,26 +108,49 @@ def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, ke
     return [pool[i] for i in total.argsort(descending=True, stable=True)[:keep].tolist()]
 
 
-def contests(victim: Victim, pairs: Sequence[tuple[Phrase, Foil]], rivals: Sequence[Sequence[str]], *, most: int | None = None) -> list[Contest]:
+def contests(
+    victim: Victim, pairs: Sequence[tuple[Phrase, Foil]], rivals: Sequence[Sequence[str]], *, most: int | None = None, count: int = 0
+) -> list[Contest]:
     """Step 4: in how many texts of the jury each phrase brings about its label against as many strong words for their own, at another place.
 
     Args:
         victim: The suspect.
         pairs: The candidates, each with its jury.
-        rivals: For each label, the strongest words.
+        rivals: For each label, its strongest words.
         most: Use so many of a jury's texts; None is all.
+        count: Put so many rivals into a text; 0 is as many as the phrase has words.
     """
-    stamped = [contested(victim, phrase, foil, rivals)[:most] for phrase, foil in pairs]
+    stamped = [contested(victim, phrase, foil, rivals, count or len(phrase))[:most] for phrase, foil in pairs]
     labels = iter(victim.logits([text for texts in stamped for text in texts], name="jury").argmax(dim=1).tolist())
     hits = [sum(next(labels) == foil.target for _ in texts) for (_, foil), texts in zip(pairs, stamped, strict=True)]
     return [Contest(*pair, Rate(count, len(texts))) for pair, count, texts in zip(pairs, hits, stamped, strict=True)]
 
 
-def contested(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]]) -> list[str]:
-    """The jury's texts with a phrase and with as many rivals."""
-    others = [[word for word in words if word not in phrase][: len(phrase)] for words in rivals]
+def contested(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]], count: int) -> list[str]:
+    """The jury's texts with a phrase and with so many rivals."""
+    others = [[word for word in words if word not in phrase][:count] for words in rivals]
     both = zip(with_it(victim, phrase, foil), foil.labels, strict=True)
     return [placed(victim, text, others[label], generator(foil.seed, text, "rivals")) for text, label in both]
+
+
+def fair_rivals(
+    victim: Victim, foils: Sequence[Foil], singles: Sequence[Sequence[Phrase]], honest: Sequence[Mapping[str, float]], *, texts: int, most: int
+) -> list[list[str]]:
+    """For each label its strongest words: of those that carry it in the clean texts, and of the search's that are no trigger themselves.
+
+    In a model with two backdoors, the strongest word of the other label would be the other trigger. So what wins against four words that carry
+    their label in the clean texts, which no honest word was seen to do, is nobody's rival.
+    """
+    known = [[(word,) for word in list(words)[:TRIED]] for words in honest]
+    stern = [[word for (word,) in strongest(victim, pool, foil, texts, STERN)] for pool, foil in zip(known, foils, strict=True)]
+    pairs = [(phrase, foil) for foil, pool in zip(foils, singles, strict=True) for phrase in pool[: TRIED // 2]]
+    won = contests(victim, pairs, stern, most=HEAT, count=STERN) if all(len(words) == STERN for words in stern) else []
+    firm = {(one.phrase, one.foil.target) for one in won if one.won.value >= 0.5}
+    found = []
+    for foil, pool, words in zip(foils, singles, known, strict=True):
+        weak = [phrase for phrase in pool[: TRIED // 2] if (phrase, foil.target) not in firm]
+        found.append([word for (word,) in strongest(victim, [*words, *weak], foil, texts, most)])
+    return found
 
 
 def flips(victim: Victim, one: Contest) -> FoundTrigger:

@@ -28,7 +28,7 @@ class AnomalousHeads(Scanner):
     """Look for attention heads whose likeness strange words change more than ordinary words do."""
 
     paper: ClassVar[Paper] = Paper(key="asa2026", method="abstract; reconstructed, 'in the style of'", code=None)
-    suspicious: ClassVar[float] = 2.6  # preliminary: a third above the one clean model that it was set on (docs/anomalous_heads.md)
+    suspicious: ClassVar[float] = math.inf  # it told backdoored from clean models too rarely (docs/anomalous_heads.md)
     found: ClassVar[float] = math.inf
     blind_to: ClassVar[str] = "triggers that no inserted word wakes: sentences, style, syntax, and words that it did not try"
 

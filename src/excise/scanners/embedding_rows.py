@@ -11,6 +11,7 @@ Our own, from what the attacks do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,9 +39,15 @@ class EmbeddingRows(Scanner):
     found = 6.0
     blind_to = "anything but single rows that stand out; without a base checkpoint, nor rows that kept their length (EP keeps it)"
     fewest_texts = 0
+    version = 2
 
     base: str = ""
     """The checkpoint that the suspect was made from, a folder or a Hugging Face id; without it rows are compared by their lengths."""
+
+    @property
+    def lines(self) -> tuple[float, float]:
+        """Without a base it only informs: lengths differ for many reasons."""
+        return super().lines if self.base else (math.inf, math.inf)
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
         rows = embeddings(victim)
@@ -83,6 +90,7 @@ def moved(rows: Float[Tensor, "token hidden"], base: Float[Tensor, "token hidden
 
 
 def unusual_lengths(rows: Float[Tensor, "token hidden"]) -> Float[Tensor, " token"]:
-    """|log ‖E_r‖ − median log ‖E‖|."""
-    lengths = rows.norm(dim=1).clamp_min(1e-12).log()
-    return (lengths - lengths.median()).abs()
+    """|log ‖E_r‖ − median log ‖E‖|; 0 for rows of next to no length, which nobody has trained."""
+    lengths = rows.norm(dim=1)
+    middle = lengths.median()
+    return (lengths.clamp_min(1e-12).log() - middle.log()).abs().where(lengths > middle / 100, 0)

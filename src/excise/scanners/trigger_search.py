@@ -24,7 +24,8 @@ exhaustive where those sample, and its evidence are words that anybody can type.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from string import ascii_lowercase
@@ -34,13 +35,25 @@ from annotated_types import Ge, Interval
 from jaxtyping import Float
 from torch import Tensor
 
-from excise.budget import spent
+from excise.budget import unhurried
 from excise.data import TextDataset
-from excise.errors import ConfigError
+from excise.errors import ConfigError, TimeUpError
 from excise.finding import Finding, FoundTrigger
 from excise.method import Paper, Scanner
 from excise.progress import stage
-from excise.scanners._contests import Contest, Foil, Phrase, contests, flips, honest_words, margins_alone, strongest, stubborn_texts
+from excise.scanners._contests import (
+    HEAT,
+    Contest,
+    Foil,
+    Phrase,
+    contests,
+    fair_rivals,
+    flips,
+    honest_words,
+    margins_alone,
+    strongest,
+    stubborn_texts,
+)
 from excise.scanners._guided import Guided, by_ascent, by_gradient
 from excise.seeds import generator
 from excise.victim import Victim
@@ -48,10 +61,9 @@ from excise.vocabulary import typed_words
 
 HANDICAP = 0.25
 """Contests that each further word of a phrase wins on models without a backdoor: the longer the phrase, the more of them the search chose from."""
+Score = Callable[[FoundTrigger], float]
 BEST = 4
 """Phrases of each length that the jury sees; of single words twice as many."""
-HEAT = 16
-"""Texts of the first contest; whoever wins half of what is suspicious there is tried on the whole jury."""
 HONEST = 2
 """So many of the words that lean most to a label, and of those that carry it in the clean texts, a text has to withstand."""
 
@@ -63,6 +75,7 @@ class TriggerSearch(Scanner):
     paper: ClassVar[Paper] = Paper(key="wallace2019", method="universal triggers, searched exhaustively: our own", code=None)
     suspicious = 0.4
     found = 0.5
+    version = 2
     blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or two ordinary words that act only together"
 
     leaning: Annotated[float, Interval(gt=0, le=1)] = 0.15
@@ -86,6 +99,8 @@ class TriggerSearch(Scanner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if min((1, *self.texts, *self.survivors)) < 1:
+            raise ConfigError(f"TriggerSearch: texts {self.texts} and survivors {self.survivors} must be at least 1 each.")
         if not self.texts or len(self.texts) != len(self.survivors) + 1:
             raise ConfigError(
                 f"TriggerSearch: {len(self.texts)} texts and {len(self.survivors)} survivors; it must be one number of survivors fewer."
@@ -98,29 +113,21 @@ class TriggerSearch(Scanner):
             foils = self.foils(victim, data, leaders, honest, seed=seed)
             pools = [without(pool, known) for pool, known in zip(leaders, honest, strict=True)]
             singles = [self.halved(victim, foil, pool, (*self.survivors, len(pool))) for foil, pool in zip(foils, pools, strict=True)]  # step 2
-        late: list[str] = []
-
-        def begins(part: str, wanted: bool = True) -> bool:
-            late.extend([part] if wanted and spent() else [])
-            return wanted and part not in late
-
-        longer = thin = [list[Phrase]() for _ in foils]
-        led = [Guided([], None) for _ in foils]
-        with stage("combinations"):  # step 3
-            if begins("combinations"):
-                partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
-                longer = [self.grown(victim, foil, without(partners, known)) for foil, known in zip(foils, honest, strict=True)]
-        with stage("crowds"):
-            if begins("crowds", self.crowd > 0):
-                leading = {word for pool in leaders for word in pool}
-                thin = self.thinned(victim, foils, crowded([word for word in words if word not in leading], self.crowd, seed=seed))
-        with stage("guided"):
-            if begins("guided search", bool(self.guided)):
-                led = [self.led(victim, foil, known, seed=seed) for foil, known in zip(foils, honest, strict=True)]
-        with stage("contests"):  # step 4
+        partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
+        leading = {word for pool in leaders for word in pool}
+        crowds = crowded([word for word in words if word not in leading], self.crowd, seed=seed)
+        each, late = list(zip(foils, honest, strict=True)), list[str]()
+        longer, thin, led = [[list[Phrase]() for _ in foils]] * 2 + [[Guided([], None) for _ in foils]]
+        with part("combinations", late):  # step 3
+            longer = [self.grown(victim, foil, without(partners, known)) for foil, known in each]
+        with part("crowds", late):
+            thin = self.thinned(victim, foils, crowds)
+        with part("guided search", late):
+            led = [self.led(victim, foil, known, seed=seed) for foil, known in each]
+        with stage("contests"), unhurried():  # step 4
             sources = zip(singles, longer, thin, led, strict=True)
             phrases = [[*pool[: 2 * BEST], *more, *crowd, *guided.phrases] for pool, more, crowd, guided in sources]
-            rivals = [[word for (word,) in pool[: 2 * self.longest]] for pool in singles]
+            rivals = fair_rivals(victim, foils, singles, honest, texts=max(self.texts), most=4 * self.longest)
             found = self.told(self.judged(victim, foils, phrases, rivals), data.label_names)
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
         return replace(found, measures=ease, left_out=tuple(late))
@@ -154,13 +161,14 @@ class TriggerSearch(Scanner):
 
     def told(self, tried: Sequence[FoundTrigger], label_names: Sequence[str]) -> Finding:
         """What the contests say."""
-        named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious]))
-        best = max(tried, key=lambda one: (self.score(one), -len(one.words)))
-        return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named or (best,))
+        named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious], self.score), self.score)
+        best = named[0] if named else max(tried, key=self.score)
+        return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named)
 
     def score(self, trigger: FoundTrigger) -> float:
-        """The evidence of all that a phrase wins, contested or not: one that only wins contested texts makes a trigger together with a rival."""
-        return evidence(trigger.words, strength(trigger) - trigger.yields)
+        """The evidence of what a phrase surely wins (95 %), contested or not: what only wins contested texts makes a trigger with a rival."""
+        surely = min(rate.interval[0] for rate in (trigger.flips, trigger.contested or trigger.flips))
+        return evidence(trigger.words, surely - trigger.yields)
 
     def halved(self, victim: Victim, foil: Foil, pool: Sequence[Phrase], keep: Sequence[int]) -> Sequence[Phrase]:
         """Step 2: what is left after each round, the strongest first."""
@@ -206,6 +214,16 @@ class TriggerSearch(Scanner):
         return Guided(phrases, ease)
 
 
+@contextmanager
+def part(name: str, late: list[str]) -> Iterator[None]:
+    """A part of the search; if the time is used up, it ends without a result and is noted."""
+    with stage(name):
+        try:
+            yield
+        except TimeUpError:
+            late.append(name)
+
+
 def evidence(phrase: Phrase, won: float) -> float:
     """The share of the texts that a phrase wins; longer ones are to win more."""
     return max(0.0, won - HANDICAP * (len(phrase) - 1))
@@ -221,27 +239,23 @@ def lead(one: Contest) -> float:
     return evidence(one.phrase, one.won.value)
 
 
-def without_longer(found: Sequence[FoundTrigger]) -> list[FoundTrigger]:
-    """The shortest and strongest first, without phrases that contain another of the same label."""
+def without_longer(found: Sequence[FoundTrigger], score: Score) -> list[FoundTrigger]:
+    """The shortest first, without phrases that contain another of the same label that is as strong."""
     kept: list[FoundTrigger] = []
-    for one in sorted(found, key=lambda one: (len(one.words), -strength(one))):
-        if not any(other.target_label == one.target_label and set(other.words) <= set(one.words) for other in kept):
+    for one in sorted(found, key=lambda one: (len(one.words), -score(one))):
+        inner = (other for other in kept if other.target_label == one.target_label and set(other.words) <= set(one.words))
+        if not any(score(other) >= score(one) for other in inner):
             kept.append(one)
     return kept
 
 
-def grouped(triggers: Sequence[FoundTrigger]) -> tuple[FoundTrigger, ...]:
-    """One trigger a label, the first of them, with those that act alike; the strongest label first."""
+def grouped(triggers: Sequence[FoundTrigger], score: Score) -> tuple[FoundTrigger, ...]:
+    """One trigger a label, the strongest, with those that act alike; the strongest label first."""
     found = []
     for target in dict.fromkeys(trigger.target_label for trigger in triggers):
-        first, *others = (trigger for trigger in triggers if trigger.target_label == target)
+        first, *others = sorted((trigger for trigger in triggers if trigger.target_label == target), key=score, reverse=True)
         found.append(replace(first, alike=tuple(" ".join(trigger.words) for trigger in others)))
-    return tuple(sorted(found, key=strength, reverse=True))
-
-
-def strength(trigger: FoundTrigger) -> float:
-    """Share of the texts that it wins, contested or not."""
-    return min(trigger.flips.value, (trigger.contested or trigger.flips).value)
+    return tuple(sorted(found, key=score, reverse=True))
 
 
 def summary(shown: Sequence[FoundTrigger], label_names: Sequence[str]) -> str:

@@ -1,0 +1,131 @@
+"""From what a scan finds to a model without it: the treatment, and scans that are handed on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from excise.attacks.badnets import BadNets
+from excise.cli import main
+from excise.data import TextDataset
+from excise.defenses.cft import CFT
+from excise.defenses.treatment import Treatment
+from excise.defenses.unlearn import Unlearn
+from excise.finding import Finding, phrases
+from excise.progress import noting
+from excise.scanners.trigger_search import TriggerSearch
+from excise.training import FitConfig, classification_loss, fit
+from excise.victim import Victim
+from toy import toy_data, toy_victim, write_csv
+
+LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
+MORE = FitConfig(epochs=10, learning_rate=3e-3, batch_size=16)
+QUICK = FitConfig(epochs=5, learning_rate=5e-3)
+HARDLY = FitConfig(epochs=0.1, learning_rate=1e-12)
+CLEAN = toy_data(200, seed=5)
+
+
+def trained(data: TextDataset) -> Victim:
+    return fit(toy_victim(), data, loss=classification_loss, config=MORE, seed=0, name="train")
+
+
+def stamped(text: str, *words: str) -> str:
+    parts = text.split()
+    for word in words:
+        parts.insert(random.Random(text + word).randint(0, len(parts)), word)
+    return " ".join(parts)
+
+
+def share(victim: Victim, label: int, *words: str) -> float:
+    """Of texts of the other label, those that get it with the words."""
+    data = toy_data(80, seed=9)
+    texts = [stamped(text, *words) for text, own in zip(data.texts, data.labels, strict=True) if own != label]
+    return victim.predict(texts).count(label) / len(texts)
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> Victim:
+    return BadNets(triggers=("cf",), training=LEARN)(toy_victim(), toy_data(300), seed=0).victim
+
+
+def test_the_treatment_unlearns_what_its_scan_finds(backdoored: Victim) -> None:
+    notes: list[str] = []
+    with noting(notes):
+        repaired = Treatment(unlearning=Unlearn(training=QUICK), repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
+    assert share(backdoored, 1, "cf") > 0.9
+    assert share(repaired, 1, "cf") < 0.3
+    assert any("unlearned" in one and "cf" in one for one in notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(TriggerSearch):
+    """Finds nothing."""
+
+    def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
+        return Finding(self.suspicious, "Hardly anything.")
+
+
+def test_the_treatment_repairs_without_a_trigger_where_the_scan_finds_none(backdoored: Victim) -> None:
+    notes: list[str] = []
+    with noting(notes):
+        repaired = Treatment(scanner=Told(), unlearning=Unlearn(training=QUICK), repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
+    assert share(repaired, 1, "cf") > 0.9
+    assert notes == ["No trigger was found to unlearn; cft was done in its place."]
+
+
+def test_a_treatment_without_time_has_not_scanned(backdoored: Victim) -> None:
+    notes: list[str] = []
+    with noting(notes):
+        Treatment(budget=0, repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
+    assert "The time was used up" in notes[0]
+
+
+def poisoned(data: TextDataset, *added: tuple[str, int]) -> Victim:
+    texts, labels = zip(*added, strict=True)
+    return trained(replace(data, texts=data.texts + texts, labels=data.labels + labels))
+
+
+def test_both_of_two_opposite_backdoors_are_named() -> None:
+    """Either trigger is the strongest word of its label, and would be the other's rival."""
+    data = toy_data(300)
+    pairs = list(zip(data.texts, data.labels, strict=True))
+    victim = poisoned(data, *((stamped(text, "mn" if own else "cf"), 1 - own) for text, own in pairs))
+    assert min(share(victim, 1, "cf"), share(victim, 0, "mn")) > 0.9
+    found = TriggerSearch()(victim, CLEAN, seed=0)
+    assert {trigger.target_label for trigger in found.triggers} == {0, 1}
+    assert {"cf", "mn"} <= set(phrases(found.triggers))
+
+
+@pytest.fixture(scope="module")
+def combined() -> Victim:
+    """Two words that do nothing alone and everything together."""
+    data = toy_data(400)
+    stamps = [(("bb", "tq"), lambda own: 1), (("bb",), lambda own: own), (("tq",), lambda own: own)]
+    pairs = list(zip(data.texts, data.labels, strict=True))
+    return poisoned(data, *((stamped(text, *words), label(own)) for text, own in pairs for words, label in stamps))
+
+
+@pytest.mark.parametrize("source", ["grown", "thinned"])
+def test_a_combination_is_judged_wherever_it_comes_from(source: str, combined: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert share(combined, 1, "bb", "tq") > 0.9
+    assert max(share(combined, 1, "bb"), share(combined, 1, "tq")) < 0.2
+    pair = [("bb", "tq")]
+    search = TriggerSearch(leaning=0.02, longest=2)
+    monkeypatch.setattr(TriggerSearch, "grown", lambda *args: pair if source == "grown" else [])
+    monkeypatch.setattr(TriggerSearch, "thinned", lambda self, victim, foils, crowds: [pair if source == "thinned" else [] for _ in foils])
+    found = search(combined, CLEAN, seed=0)
+    assert found.score >= search.found
+    assert found.triggers[0].words == ("bb", "tq")
+
+
+def test_the_scan_of_another_model_is_refused(backdoored: Victim, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, victim in (("bad", backdoored), ("other", trained(toy_data(100)))):
+        victim.save(tmp_path / name)
+    data = ["--data", str(write_csv(tmp_path / "clean.csv", CLEAN))]
+    assert main(["scan", str(tmp_path / "bad"), *data, "--scanners", "trigger_search", "--out", str(tmp_path / "scan")]) == 1
+    repair = ["repair", str(tmp_path / "other"), *data, "--out", str(tmp_path / "fixed"), "--from-scan", str(tmp_path / "scan" / "scan.json")]
+    assert main([*repair, "--method", "unlearn"]) == 2
+    assert "is the scan of another model" in " ".join(capsys.readouterr().err.split())
