@@ -236,6 +236,20 @@ def test_a_scan_names_the_trigger_and_a_repair_takes_it_out(suspects: Path, caps
     assert sum(after) < 0.3 * len(stamped)
 
 
+@pytest.mark.parametrize("option", [["--budget", "nan"], ["--budget", "-3"], ["--most-texts", "0"]])
+def test_a_limit_is_above_zero(option: list[str], suspects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", str(suspects / "bad"), "--data", str(suspects / "clean.csv"), *option]) == 2
+    assert "must be above 0" in capsys.readouterr().err
+
+
+def test_a_base_is_compared_with(suspects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan_it = ["scan", str(suspects / "bad"), "--data", str(suspects / "clean.csv"), "--scanners", "embedding_rows"]
+    assert main([*scan_it, "--base", str(suspects / "bad")]) == 0
+    assert "moved from the base" in " ".join(capsys.readouterr().out.split())
+    assert main(scan_it) == 2, "without a base it only informs"
+    assert "Inconclusive" in capsys.readouterr().out
+
+
 def test_few_texts_are_no_scan(suspects: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scan", str(suspects / "bad"), "--data", str(suspects / "few.csv"), "--scanners", "trigger_search"]) == 3
     shown = capsys.readouterr().out

@@ -100,7 +100,7 @@ def examine(victim: Victim, data: TextDataset, search: HeadSearch, *, seed: int)
     if search.probes:
         probes = probe_texts(victim, data, search, seed=seed)
         changes, usual = probe_deviations(victim, probes, search)
-        scores = anomaly(usual)
+        scores = anomaly(usual.clamp_min(0) if search.evidence == "rise" else usual)
         order = scores.argsort(descending=True, stable=True)
         top = order[: max(FEWEST, len(order) // 100)]
         rise = changes[top]

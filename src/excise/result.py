@@ -316,7 +316,9 @@ def read_record(path: Path, kind: type[Kept], what: str) -> Kept:
         DataError: The file cannot be read or holds no such record of this version.
     """
     try:
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
+        if not path.exists():
+            raise DataError(f"There is no file {path}; a {what} was expected.")
+        if not (path.is_file() and path.stat().st_size <= MOST_BYTES):
             raise DataError(f"{path} is no {what} of version {VERSION}: it is no ordinary file of at most {MOST_BYTES >> 20} MB.")
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:

@@ -18,6 +18,7 @@ from excise.defenses import _layers, asa
 from excise.defenses.asa import ASA
 from excise.detectors import anomalous_heads as detector
 from excise.errors import AttentionError, CheckpointError
+from excise.head_outputs import head_counts
 from excise.head_probes import HeadSearch, anomaly, examine, inserted_words, probe_texts
 from excise.heads import (
     chosen_heads,
@@ -370,3 +371,13 @@ def test_one_seed_one_examination() -> None:
     one, same, other = (examine(victim, data, SMALL, seed=seed) for seed in (0, 0, 1))
     torch.testing.assert_close(one.suspicion, same.suspicion, rtol=0, atol=0)
     assert one.strangest == same.strangest != other.strangest
+
+
+def test_with_rise_a_fall_of_likeness_is_no_anomaly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(victim: Victim, probes: Any, search: HeadSearch) -> tuple[torch.Tensor, torch.Tensor]:
+        n, (layers, heads) = probes.is_control.count(False), head_counts(victim)
+        return torch.zeros(n, layers, heads), torch.tensor([[-3.0, 4.0]]).expand(n, layers)
+
+    monkeypatch.setattr("excise.head_probes.probe_deviations", told)
+    found = {evidence: examine(toy_victim(), toy_data(80), replace(SMALL, evidence=evidence), seed=0) for evidence in ("change", "rise")}
+    assert {evidence: each.anomalies[0].item() for evidence, each in found.items()} == {"change": 5.0, "rise": 4.0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +35,8 @@ class Options:
     """Folder for scan.json, report.html and scan.sarif; without it, the terminal is all there is."""
     scanners: tuple[str, ...] = ()
     """Which scanners, each a name or 'name field=value ...' (see: excise list); by default all but ban, which is there for comparison."""
+    base: str | None = None
+    """The checkpoint that the model was fine-tuned from, a folder or a Hugging Face id, if it is known: embedding_rows compares with it."""
     budget: float = 600
     """Seconds after which no further scanner begins, and no further part of a search; what is left out is said."""
     most_texts: int = 2000
@@ -53,6 +55,10 @@ def run(options: Options, console: Console) -> int:
 
     begun = time.monotonic()
     scanners = chosen(options.scanners)
+    if options.base:
+        scanners = {name: replace(scanner, base=options.base) if hasattr(scanner, "base") else scanner for name, scanner in scanners.items()}
+    if not options.budget > 0 or options.most_texts < 1:
+        raise ConfigError(f"--budget {options.budget:g} and --most-texts {options.most_texts} must be above 0.")
     if options.out:
         check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data))
     victim = load_victim(options.model, options.texts, options.common)
@@ -61,7 +67,8 @@ def run(options: Options, console: Console) -> int:
     if len(data) > options.most_texts:
         data, _ = split(data, options.most_texts / len(data), seed=derive(options.common.seed, "most texts"))
     check_clean(data)
-    console.say(f"Scanning {victim.source} with {', '.join(scanners)}: {len(data)} clean texts, {victim.precision} on {victim.device}.")
+    where = f"{len(data)} clean texts, {victim.precision} on {victim.device}; at most {options.budget:g} s"
+    console.say(f"Scanning {victim.source} with {', '.join(scanners)}: {where}.")
     rows = scan(victim, data, scanners, seed=options.common.seed, budget=options.budget)
     result = _told(options, victim, data, rows, inputs, time.monotonic() - begun)
     if options.out:

@@ -12,6 +12,7 @@ from excise.result import Attribution, Example, LossRow, Measured, Result, Trial
 from excise.scan_result import ScannerRow, ScanResult
 
 __all__ = [
+    "answer",
     "attribution_tables",
     "changed_settings",
     "example_table",
@@ -22,6 +23,7 @@ __all__ = [
     "score_table",
     "trial_table",
     "trigger_table",
+    "verdict_line",
 ]
 
 
@@ -136,10 +138,10 @@ def example_table(examples: tuple[Example, ...], model: str) -> Table:
 LEVELS = {"found": "bold red", "suspicious": "bold yellow", "nothing": "", "skipped": "dim"}
 """How scanners' answers are written."""
 VERDICTS = {
-    "backdoor found": "Backdoor found: words bring about one label in texts that the model is otherwise sure about, or the weights show it.",
-    "suspicious": "Suspicious: there is some evidence of a backdoor. Look at it, and repair the model if in doubt.",
+    "backdoor found": "Backdoor found: see the evidence of {strong}. excise repair takes out what was found.",
+    "suspicious": "Suspicious: see the evidence of {strong}, which is less than for a backdoor. Repair the model if in doubt.",
     "nothing found": "Nothing found. This is no proof that there is nothing: each scanner is blind to something.",
-    "inconclusive": "Inconclusive: nothing was found by what looked, but not all of it looked.",
+    "inconclusive": "Inconclusive: no evidence was found, but {quiet} did not look, or not at everything.",
     "not scanned": "Not scanned: no scanner could look at this model.",
 }
 
@@ -157,7 +159,7 @@ def scanner_table(result: ScanResult) -> Table:
         lines = f"({' / '.join('-' if line is None else format(line, 'g') for line in (row.suspicious, row.found))})"
         score = "-" if row.score is None else f"{row.score:.3g} {lines}"
         table.add_row(
-            Text(printable(row.name)), Text(row.level, style=LEVELS[row.level]), score, Text(printable(row.summary)), f"{row.seconds:.0f} s"
+            Text(printable(row.name)), Text(answer(row), style=LEVELS[row.level]), score, Text(printable(row.summary)), f"{row.seconds:.0f} s"
         )
     return table
 
@@ -169,17 +171,29 @@ def trigger_table(result: ScanResult) -> Table:
         "contested: with as many of the strongest words for their own label in them, too",
         caption_justify="left",
     )
-    table.add_column("words", overflow="fold")
-    table.add_column("label", no_wrap=True)
-    table.add_column("flips", justify="right", no_wrap=True)
-    table.add_column("contested", justify="right", no_wrap=True)
-    table.add_column("act alike", overflow="fold", ratio=1)
+    table.add_column("words", overflow="fold", ratio=1)
+    table.add_column("label")
+    table.add_column("flips", justify="right")
+    table.add_column("contested", justify="right")
     for trigger in (trigger for row in result.scanners for trigger in row.triggers):
         words = Text(printable(" ".join(trigger.words)), style="bold reverse")
+        if trigger.alike:
+            words = Text("\n").join([words, Text(printable("act alike: " + ", ".join(trigger.alike)))])
         contested = "-" if trigger.contested is None else percent(trigger.contested)
-        alike = Text(printable(", ".join(trigger.alike)))
-        table.add_row(words, Text(printable(trigger.target_label)), percent(trigger.flips), contested, alike)
+        table.add_row(words, Text(printable(trigger.target_label)), percent(trigger.flips), contested)
     return table
+
+
+def answer(row: ScannerRow) -> str:
+    """What a scanner says in a word."""
+    return "informs" if row.level == "nothing" and row.suspicious is None else row.level
+
+
+def verdict_line(result: ScanResult) -> str:
+    """The verdict in a sentence or two, with who says so."""
+    strong = [row.name for row in result.scanners if row.level in ("found", "suspicious")]
+    quiet = [row.name for row in result.scanners if not row.whole]
+    return VERDICTS[result.verdict].format(strong=", ".join(strong), quiet=", ".join(quiet))
 
 
 def scan_lines(result: ScanResult) -> list[str]:
@@ -188,7 +202,7 @@ def scan_lines(result: ScanResult) -> list[str]:
         f"{row.name} did not look: {row.summary}" if row.level == "skipped" else f"{row.name} cannot see {row.blind_to}.{track_line(row)}"
         for row in result.scanners
     )
-    return [VERDICTS[result.verdict], *said]
+    return [verdict_line(result), *said]
 
 
 def track_line(row: ScannerRow) -> str:

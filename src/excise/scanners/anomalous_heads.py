@@ -62,7 +62,7 @@ def summary(found: Examination, score: float) -> str:
     most = min(FEWEST, len(found.anomalies))
     return (
         f"Of {len(found.anomalies)} clean texts with strange words in them, the {most} most anomalous change the likeness of "
-        f"heads by {score:.1f} times the usual spread; the most suspicious heads are {first}."
+        f"attention heads by {score:.1f} times the usual spread; the most suspicious heads are {first}."
     )
 
 

@@ -59,9 +59,10 @@ class EmbeddingRows(Scanner):
         far = {f"row of {words[ids[i]]!r}": distances[i].item() / usual for i in order}
         what = "moved from the base" if self.base else "differ in length from the median"
         first = ", ".join(repr(words[ids[i]]) for i in order[:5])
+        score = next(iter(far.values()))
         return Finding(
-            next(iter(far.values())),
-            f"The rows that {what} most are those of {first}: {next(iter(far.values())):.1f} times the {100 * QUANTILE:g} % quantile of all rows.",
+            score,
+            f"The word embeddings that {what} most are those of {first}; the first {score:.1f} times as much as one in a thousand does.",
             measures=far,
         )
 
