@@ -148,3 +148,9 @@ def test_a_trigger_that_no_token_shows_is_told(
     monkeypatch.setattr("excise.attacks._triggers.InsertWords.__call__", lambda self, text, random: f" {text}  ")  # spaces are no tokens
     assert attribute(place, tmp_path / "out", *TRIGGER) == 2
     assert "same tokens with the trigger" in capsys.readouterr().err
+
+
+def test_a_word_that_is_no_trigger_is_told(found: Attribution, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert found.notes == ()
+    assert attribute(place, tmp_path / "out", "--words", "town", "--target-label", "positive") == 0
+    assert "this trigger shows no backdoor" in " ".join(capsys.readouterr().out.split())

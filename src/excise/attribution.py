@@ -233,13 +233,23 @@ def attribute(victim: Victim, known: Known, find: TextDataset, test: TextDataset
     heads = top_heads(mean_effects, count)
     removed = {"as it is": (), f"without the top {count}": heads, f"without {count} others": other_heads(victim, heads, seed=seed)}
     vector = backdoor_vector(victim, means, heads)
+    ablations = tuple(ablated(victim, known, test, chosen, name=name, seed=seed) for name, chosen in removed.items())
     return {
+        "notes": no_backdoor(ablations[0], victim.label_names[known.target_label]),
         "probe": probed,
         "effects": tuple(tuple(round(effect, 6) for effect in row) for row in mean_effects.tolist()),
         "heads": head_rows(effects, heads),
-        "ablations": tuple(ablated(victim, known, test, chosen, name=name, seed=seed) for name, chosen in removed.items()),
+        "ablations": ablations,
         "vector": vector_rows(victim, known, test, vector, seed=seed),
     }
+
+
+def no_backdoor(whole: AblationRow, target: str) -> tuple[str, ...]:
+    """What to know of a model in which the trigger does not surely do anything."""
+    if whole.asr.low > whole.clean_flip.high:
+        return ()
+    rates = f"{100 * whole.asr.value:.1f} % of texts with the trigger and {100 * whole.clean_flip.value:.1f} % without"
+    return (f"The model calls {rates} {target!r}: this trigger shows no backdoor, and what is said of heads and layers below describes none.",)
 
 
 def _pairs(known: Known, data: TextDataset, most: int, *, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Looking at one model with several scanners, one after the other, each on its own clean texts."""
+"""Looking at one model with several scanners, one after the other."""
 
 from __future__ import annotations
 

@@ -80,6 +80,8 @@ def run(options: Options, console: Console) -> None:
         trigger=plain(known.trigger),
         **found,
     )
+    for note in result.notes:
+        console.say(note)
     for table in attribution_tables(result):
         console.show(table)
     figures = {f"heads.{options.format}": head_figure(result, options.format), f"layers.{options.format}": layer_figure(result, options.format)}

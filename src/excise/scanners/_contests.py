@@ -168,7 +168,7 @@ def with_it(victim: Victim, phrase: Phrase, foil: Foil) -> list[str]:
 
 
 def placed(victim: Victim, text: str, phrase: Sequence[str], random: Random) -> str:
-    """The text with a phrase where the model reads it, however long the text is."""
+    """The text with a phrase among its first words, half as many as the model reads tokens."""
     return with_phrase(text, phrase, random, room=victim.max_length // 2)
 
 
