@@ -299,7 +299,7 @@ def test_broken_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(DataError, match="no result file"):
         load_result(tmp_path / "result.json")
-    with pytest.raises(DataError, match="no result file"):
+    with pytest.raises(DataError, match=r"no file .*missing.json; a result file was expected"):
         load_result(tmp_path / "missing.json")
 
 
