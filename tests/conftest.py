@@ -43,6 +43,22 @@ def wordnet(_own_cache: None) -> Path:
 
 
 @pytest.fixture
+def spared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many steps each resumed training did not make again."""
+    from excise.resume import Course
+
+    steps: list[int] = []
+    load = Course._load
+
+    def counted(self: Course, *found: Any) -> None:
+        load(self, *found)
+        steps.append(self.done)
+
+    monkeypatch.setattr(Course, "_load", counted)
+    return steps
+
+
+@pytest.fixture
 def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data sets in {SHARED}")

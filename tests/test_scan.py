@@ -30,6 +30,7 @@ from excise.metrics import Rate
 from excise.progress import Progress
 from excise.reports.html import scan_report
 from excise.reports.sarif import sarif
+from excise.reports.terminal import verdict_line
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
@@ -123,6 +124,36 @@ def test_the_verdict_is_that_of_the_strongest_evidence(levels: tuple[str, ...], 
     rows = rows_of(*levels)
     assert verdict_of(rows) == verdict
     assert exit_code(result(rows)) == code
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Informing(Told):
+    """It never speaks alone."""
+
+    lines: ClassVar[tuple[float, float]] = (math.inf, math.inf)  # type: ignore[misc]
+
+
+INFORMING = scanner_row("informing", Informing(), Finding(0.5, "What it was told."), NAMES, seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (rows_of("nothing", "hasty"), "told did not look, or not at everything"),
+        ((INFORMING,), "only informing looked, which never speaks alone"),
+        ((INFORMING, *rows_of("skipped")), "told did not look, or not at everything"),
+    ],
+)
+def test_an_inconclusive_scan_says_why(rows: tuple[ScannerRow, ...], why: str) -> None:
+    assert verdict_line(result(rows)) == f"Inconclusive: no evidence was found, but {why}."
+
+
+def test_who_only_informs_passes_nothing() -> None:
+    told = result((INFORMING,))
+    assert '<td class="soft">informs</td>' in scan_report(told)
+    (run,) = json.loads(sarif(told))["runs"]
+    assert (run["results"][0]["kind"], run["results"][0]["level"]) == ("informational", "none")
+    assert run["tool"]["driver"]["rules"][0]["help"]["text"] == "It informs and says nothing by itself."
 
 
 def result(rows: tuple[ScannerRow, ...], bad: str = "model") -> ScanResult:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +14,6 @@ from excise.disk import beside
 from excise.errors import DataError, OutputError
 from excise.kept import file_hash
 from excise.progress import Progress, observe
-from excise.resume import Course
 from toy import save_toy, toy_data, toy_victim, write_csv
 
 OFTEN = ["--checkpoint-every", "0", "--quiet"]
@@ -64,20 +62,6 @@ def stopped(words: list[str], *, after: int) -> int:
 
 def weights(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): file_hash(path) for path in out.rglob("*.safetensors")}
-
-
-@pytest.fixture
-def spared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Steps that were not made again."""
-    steps: list[int] = []
-    load = Course._load
-
-    def counted(self: Course, *found: Any) -> None:
-        load(self, *found)
-        steps.append(self.done)
-
-    monkeypatch.setattr(Course, "_load", counted)
-    return steps
 
 
 def undisturbed(words: list[str], out: Path) -> dict[str, str]:

@@ -246,7 +246,7 @@ def attribute(victim: Victim, known: Known, find: TextDataset, test: TextDataset
 
 def no_backdoor(whole: AblationRow, target: str) -> tuple[str, ...]:
     """What to know of a model in which the trigger does not surely do anything."""
-    if whole.asr.low > whole.clean_flip.high:
+    if whole.asr.surely_above(whole.clean_flip):
         return ()
     rates = f"{100 * whole.asr.value:.1f} % of texts with the trigger and {100 * whole.clean_flip.value:.1f} % without"
     return (f"The model calls {rates} {target!r}: this trigger shows no backdoor, and what is said of heads and layers below describes none.",)

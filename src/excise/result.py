@@ -79,6 +79,10 @@ class Measured(Strict):
         low, high = rate.interval
         return cls(value=rate.value, hits=rate.hits, n=rate.n, low=low, high=high)
 
+    def surely_above(self, other: Measured) -> bool:
+        """Whether the two intervals do not touch, and this one is the greater."""
+        return self.low > other.high
+
 
 class Row(Strict):
     """One model and its scores."""

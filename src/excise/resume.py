@@ -132,11 +132,16 @@ def run_of(folder: Path) -> dict[str, Any] | None:
 
 def same_machine() -> dict[str, Any]:
     """What has to be the same for the same bits: this code, the libraries that compute, threads, and what the processor can do."""
-    code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(path.read_bytes())
     versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
-    return {**versions, "excise": code.hexdigest(), "threads": torch.get_num_threads(), "processor": torch.backends.cpu.get_cpu_capability()}
+    return {**versions, "excise": _code(), "threads": torch.get_num_threads(), "processor": torch.backends.cpu.get_cpu_capability()}
+
+
+@functools.cache
+def _code() -> str:
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 class Course:

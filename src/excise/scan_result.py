@@ -16,6 +16,7 @@ from excise.result import Measured, Record, Strict, read_record
 from excise.track_record import Track, track_of
 
 __all__ = [
+    "Answer",
     "Level",
     "ScanResult",
     "ScannerRow",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 Level = Literal["found", "suspicious", "nothing", "skipped"]
+Answer = Literal["found", "suspicious", "nothing", "informs", "skipped"]
 Verdict = Literal["backdoor found", "suspicious", "nothing found", "inconclusive", "not scanned"]
 
 
@@ -72,6 +74,11 @@ class ScannerRow(Strict):
     measures: dict[str, float] = Field(default_factory=dict)
     left_out: tuple[str, ...] = Field(default=(), description="parts of the search that did not begin, as the time was used up")
     track: Track | None = Field(default=None, description="how often it was right about models that were made for it, with the same settings")
+
+    @property
+    def answer(self) -> Answer:
+        """What it says in a word."""
+        return "informs" if self.level == "nothing" and self.suspicious is None else self.level
 
     @property
     def whole(self) -> bool:

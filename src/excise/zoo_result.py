@@ -65,7 +65,7 @@ class Specimen(Strict):
     @property
     def works(self) -> bool:
         """Whether it is what it is meant to be: clean, or with a backdoor that surely does more than the texts without the trigger."""
-        return self.attack is None or (self.asr is not None and self.clean_flip is not None and self.asr.low > self.clean_flip.high)
+        return self.attack is None or (self.asr is not None and self.clean_flip is not None and self.asr.surely_above(self.clean_flip))
 
     def __str__(self) -> str:
         return specimen_name(self.part, self.data, self.layers, self.kind, self.triggers, self.seed)

@@ -76,7 +76,7 @@ def scores(cell: Cell) -> str:
 
 
 def _is_backdoored(cell: Cell | None) -> bool:
-    return cell is not None and cell.asr is not None and cell.floor is not None and cell.asr.low > cell.floor.high
+    return cell is not None and cell.asr is not None and cell.floor is not None and cell.asr.surely_above(cell.floor)
 
 
 def _mean(measured: Sequence[Measured | None]) -> str:

@@ -8,12 +8,19 @@ from typing import Any
 from urllib.parse import quote
 
 from excise.errors import printable
+from excise.reports.terminal import INFORMS
 from excise.scan_result import ScannerRow, ScanResult
 
 __all__ = ["sarif"]
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-KINDS = {"found": ("fail", "error"), "suspicious": ("review", "none"), "nothing": ("pass", "none"), "skipped": ("open", "none")}
+KINDS = {
+    "found": ("fail", "error"),
+    "suspicious": ("review", "none"),
+    "nothing": ("pass", "none"),
+    "informs": ("informational", "none"),
+    "skipped": ("open", "none"),
+}
 """A scanner's answer as SARIF's kind and level of a result; any kind but 'fail' has the level 'none' (3.27.10)."""
 
 
@@ -50,15 +57,12 @@ def _rule(row: ScannerRow) -> dict[str, Any]:
 
 def _lines(row: ScannerRow) -> str:
     if row.suspicious is None:
-        return "It informs and says nothing by itself."
+        return INFORMS
     return f"Its score is suspicious from {row.suspicious} on" + (f", and says 'found' from {row.found} on." if row.found else ".")
 
 
 def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
-    if row.level == "nothing" and row.suspicious is None:
-        kind, level = "informational", "none"
-    else:
-        kind, level = KINDS["skipped" if row.level == "nothing" and not row.whole else row.level]
+    kind, level = KINDS["skipped" if row.answer == "nothing" and not row.whole else row.answer]
     triggers = [trigger.model_dump(mode="json") for trigger in row.triggers]
     heads = [{"fullyQualifiedName": f"layer {layer + 1}, head {head + 1}", "kind": "member"} for layer, head in row.suspicious_heads]
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(model)}}}

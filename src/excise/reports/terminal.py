@@ -12,7 +12,6 @@ from excise.result import Attribution, Example, LossRow, Measured, Result, Trial
 from excise.scan_result import ScannerRow, ScanResult
 
 __all__ = [
-    "answer",
     "attribution_tables",
     "changed_settings",
     "example_table",
@@ -135,15 +134,16 @@ def example_table(examples: tuple[Example, ...], model: str) -> Table:
     return table
 
 
-LEVELS = {"found": "bold red", "suspicious": "bold yellow", "nothing": "", "skipped": "dim"}
+LEVELS = {"found": "bold red", "suspicious": "bold yellow", "nothing": "", "informs": "dim", "skipped": "dim"}
 """How scanners' answers are written."""
 VERDICTS = {
     "backdoor found": "Backdoor found: see the evidence of {strong}. excise repair takes out what was found.",
     "suspicious": "Suspicious: see the evidence of {strong}, which is less than for a backdoor. Repair the model if in doubt.",
     "nothing found": "Nothing found. This is no proof that there is nothing: each scanner is blind to something.",
-    "inconclusive": "Inconclusive: no evidence was found, but {quiet} did not look, or not at everything.",
+    "inconclusive": "Inconclusive: no evidence was found, but {why}.",
     "not scanned": "Not scanned: no scanner could look at this model.",
 }
+INFORMS = "It informs and says nothing by itself."
 
 
 def scanner_table(result: ScanResult) -> Table:
@@ -159,7 +159,7 @@ def scanner_table(result: ScanResult) -> Table:
         lines = f"({' / '.join('-' if line is None else format(line, 'g') for line in (row.suspicious, row.found))})"
         score = "-" if row.score is None else f"{row.score:.3g} {lines}"
         table.add_row(
-            Text(printable(row.name)), Text(answer(row), style=LEVELS[row.level]), score, Text(printable(row.summary)), f"{row.seconds:.0f} s"
+            Text(printable(row.name)), Text(row.answer, style=LEVELS[row.answer]), score, Text(printable(row.summary)), f"{row.seconds:.0f} s"
         )
     return table
 
@@ -184,16 +184,13 @@ def trigger_table(result: ScanResult) -> Table:
     return table
 
 
-def answer(row: ScannerRow) -> str:
-    """What a scanner says in a word."""
-    return "informs" if row.level == "nothing" and row.suspicious is None else row.level
-
-
 def verdict_line(result: ScanResult) -> str:
     """The verdict in a sentence or two, with who says so."""
     strong = [row.name for row in result.scanners if row.level in ("found", "suspicious")]
     quiet = [row.name for row in result.scanners if not row.whole]
-    return VERDICTS[result.verdict].format(strong=", ".join(strong), quiet=", ".join(quiet))
+    informing = [row.name for row in result.scanners if row.answer == "informs"]
+    why = f"{', '.join(quiet)} did not look, or not at everything" if quiet else f"only {', '.join(informing)} looked, which never speaks alone"
+    return VERDICTS[result.verdict].format(strong=", ".join(strong), why=why)
 
 
 def scan_lines(result: ScanResult) -> list[str]:
@@ -209,7 +206,7 @@ def track_line(row: ScannerRow) -> str:
     """How often the scanner was right about models that were made for it, in a sentence that follows another."""
     track = row.track
     if row.suspicious is None:
-        return " It informs and says nothing by itself."
+        return f" {INFORMS}"
     if track is None:
         return " How often it is right with these settings has not been measured."
     answer = "found" if row.found is not None else "suspicious"

@@ -117,7 +117,9 @@ class TriggerSearch(Scanner):
         leading = {word for pool in leaders for word in pool}
         crowds = crowded([word for word in words if word not in leading], self.crowd, seed=seed)
         each, late = list(zip(foils, honest, strict=True)), list[str]()
-        longer, thin, led = [[list[Phrase]() for _ in foils]] * 2 + [[Guided([], None) for _ in foils]]
+        longer = [list[Phrase]() for _ in foils]
+        thin = [list[Phrase]() for _ in foils]
+        led = [Guided([], None) for _ in foils]
         with part("combinations", late):  # step 3
             longer = [self.grown(victim, foil, without(partners, known)) for foil, known in each]
         with part("crowds", late):
