@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/excise demo --overwrite
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist worksteal
 
 types: $(VENV)/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python

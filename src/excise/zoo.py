@@ -7,7 +7,7 @@ Making and scanning a model are kept by the hash of all that decides them, so a 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,8 +133,8 @@ def plans(zoo: Zoo) -> list[Plan]:
 
 def members(zoo: Zoo, specimens: Iterable[Specimen]) -> list[Specimen]:
     """Those that the zoo has now: others were made for an earlier form of it."""
-    own = {(plan.family.part, plan.family.data, plan.recipe.seed, digest(plan.attack and settings(plan.attack))) for plan in plans(zoo)}
-    return [one for one in specimens if (one.part, one.data, one.seed, digest(one.attack)) in own]
+    own = {(plan.family.part, plan.family.data, plan.recipe.seed, digest(settings(plan.attack) if plan.attack else {})) for plan in plans(zoo)}
+    return [one for one in specimens if (one.part, one.data, one.seed, digest(one.attack or {})) in own]
 
 
 def build(plan: Plan, corpus: Corpus, folder: Path, *, precision: Precision = "auto", device: str | None = None, every: float = 60) -> Specimen:

@@ -56,7 +56,7 @@ def run(options: Options, console: Console) -> int:
     begun = time.monotonic()
     scanners = chosen(options.scanners)
     if options.base:
-        scanners = {name: replace(scanner, base=options.base) if hasattr(scanner, "base") else scanner for name, scanner in scanners.items()}
+        scanners = {name: replace(one, base=options.base) if hasattr(one, "base") else one for name, one in scanners.items()}  # type: ignore[type-var]
     if not options.budget > 0 or options.most_texts < 1:
         raise ConfigError(f"--budget {options.budget:g} and --most-texts {options.most_texts} must be above 0.")
     if options.out:
