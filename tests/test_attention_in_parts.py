@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from excise import attention
-from excise.attention import EachText, recorded_attention
+from excise.attention import EachText, lean_attention, recorded_attention
+from excise.training import FitConfig, fit
 from test_attention import inputs, sharp, with_attention_dropout
-from toy import ARCHITECTURES, toy_victim
+from toy import ARCHITECTURES, toy_data, toy_victim
 
 
 @pytest.fixture
@@ -108,6 +110,76 @@ def test_no_whole_map_is_kept(in_parts: None) -> None:
                 victim.model(**batch)
     assert whole in sizes["plain"]
     assert whole not in sizes["parts"]
+
+
+# Training that reads no maps
+
+
+def all_slopes(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    logits = model(**batch).logits
+    logits.square().sum().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def parts(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each call that was computed in parts had."""
+    seen: list[int] = []
+    apply = attention._InParts.apply
+    monkeypatch.setattr(attention._InParts, "apply", lambda query, *rest: (seen.append(len(query)), apply(query, *rest))[1])
+    return seen
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lean_training_is_the_default_one_but_for_its_noise(
+    architecture: str, padded: bool, parts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, victim = with_attention_dropout(architecture), toy_victim(architecture)
+    batch = inputs(victim) if padded else {name: values[:1].repeat(20, 1)[:, :6] for name, values in inputs(victim).items()}
+    plain = all_slopes(model.eval(), batch)
+    assert not parts
+    monkeypatch.setattr(attention._Noise, "drawn", lambda self, like: None)
+    with lean_attention(model):
+        found = all_slopes(model.train(), batch)
+    assert len(parts) == model.config.num_hidden_layers, "it was not computed in parts"
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_lean_training_keeps_no_whole_map(parts: list[int]) -> None:
+    model, batch = with_attention_dropout("bert").train(), inputs(toy_victim("bert"))
+    texts, tokens = batch["input_ids"].shape
+    sizes: list[list[int]] = []
+    for how in (lean_attention, lambda model: nullcontext()):
+        sizes.append([])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes[-1].append(t.numel()), t)[1], lambda t: t), how(model):
+            model(**batch)
+    whole = texts * model.config.num_attention_heads * tokens * tokens
+    assert whole not in sizes[0]
+    assert whole in sizes[1]
+
+
+def test_training_is_lean_and_gives_the_model_back_as_it_was(parts: list[int]) -> None:
+    victim = toy_victim("bert")
+    config = FitConfig(epochs=1, batch_size=8)
+
+    def loss(student: Any, batch: Any) -> Tensor:
+        return student.model(**batch.inputs).logits.square().mean()
+
+    one, again = (fit(victim, toy_data(24), loss=loss, config=config, seed=0) for _ in range(2))
+    assert parts
+    assert one.model.config._attn_implementation == victim.model.config._attn_implementation == "sdpa"
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_another_implementation_is_left_alone(parts: list[int]) -> None:
+    model = with_attention_dropout("bert").train()
+    model.set_attn_implementation("eager")
+    with lean_attention(model):
+        model(**inputs(toy_victim("bert")))
+    assert not parts
+    assert model.config._attn_implementation == "eager"
 
 
 def test_bf16_has_slopes_of_its_own_kind() -> None:

@@ -1,4 +1,4 @@
-"""Attention maps read inside the attention call.
+"""Attention maps read inside the attention call, and long ones never kept whole.
 
 transformers computes attention through an interface that accepts new implementations by name. Ours computes plain softmax attention and hands
 the probabilities, *before* dropout, to whoever records them. Reading maps in any other way fails quietly: the default implementation returns
@@ -6,7 +6,8 @@ an empty tuple for `output_attentions=True`, and the eager one returns maps afte
 
 The maps of long texts are large: head × query × key numbers a text and layer. A statistic that looks at each text alone (`EachText`) gets them a few
 texts at a time, so that no whole map is ever kept; the backward pass computes them again. Memory then no longer grows with the square of
-the length times heads and layers, and as the parts fit the processor's cache, it is faster as well.
+the length times heads and layers, and as the parts fit the processor's cache, it is faster as well. `lean_attention` gives the same to training that
+reads no maps: the default implementation keeps them whole on a CPU as soon as there is dropout.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from excise.errors import AttentionError
 
-__all__ = ["EachText", "Statistic", "recorded_attention"]
+__all__ = ["EachText", "Statistic", "lean_attention", "recorded_attention"]
 
 Statistic = Callable[[Float[Tensor, "batch head query key"]], Tensor]
 """What to keep of one layer's attention probabilities."""
@@ -39,9 +41,10 @@ class EachText(NamedTuple):
 
 
 PART = {"cpu": 2**20, "cuda": 2**27}
-"""Probabilities that are computed at a time for an `EachText`, by device. Maps of up to twice as many numbers are left whole."""
+"""Probabilities that are computed at a time, by device. Maps of up to twice as many numbers are left whole."""
 
 _NAME = "excise_recorded"
+_LEAN = "excise_lean"
 _UNREAD = {"softcap": "capped scores", "s_aux": "attention sinks", "position_bias": "a position bias"}
 """What some models pass to the interface that changes the probabilities: leaving it out would change the model's answers and say nothing."""
 _recorder: ContextVar[tuple[Statistic | EachText, list[Tensor]] | None] = ContextVar("recorder", default=None)
@@ -64,17 +67,13 @@ def _attention(
                 f"{type(module).__name__} computes attention with {what}, which excise cannot read yet. "
                 "Set the attention weight to 0 (--alpha 0) or use a method that reads no attention."
             )
-    shared = query.shape[1] // key.shape[1]  # grouped-query attention: several query heads read one key head
-    if shared > 1:
-        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    key, value = _for_each_query_head(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
     dropped = dropout if module.training else 0.0
     statistic, kept = _recorder.get() or (None, [])
-    texts, part = query.shape[0], PART.get(query.device.type, 2**20)
-    numbers = query.shape[1] * query.shape[2] * key.shape[2]
-    if isinstance(statistic, EachText) and texts * numbers > 2 * part:
-        output, found = _InParts.apply(query.to(value.dtype), key.to(value.dtype), value, mask, scale, dropped, statistic, max(1, part // numbers))
+    if isinstance(statistic, EachText) and (texts := _texts_at_a_time(query, key)):
+        output, found = _InParts.apply(query.to(value.dtype), key.to(value.dtype), value, mask, scale, dropped, statistic, texts)
         kept.append(found)
         return output, None
     probabilities = _probabilities(query, key, mask, scale)
@@ -84,10 +83,45 @@ def _attention(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
+def _lean(
+    module: nn.Module,
+    query: Float[Tensor, "batch head query channel"],
+    key: Float[Tensor, "batch group key channel"],
+    value: Float[Tensor, "batch group key channel"],
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Float[Tensor, "batch query head channel"], None]:
+    """The default implementation, but for long texts with dropout on a CPU, of which it would keep whole maps."""
+    texts = _texts_at_a_time(query, key)
+    is_plain = query.device.type == "cpu" and not any(others.get(option) is not None for option in (*_UNREAD, "cache"))
+    if not (texts and dropout and is_plain):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
+    causal = others.get("is_causal")
+    if attention_mask is None and (getattr(module, "is_causal", True) if causal is None else causal):
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+    key, value = _for_each_query_head(query, key, value)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _InParts.apply(query.to(value.dtype), key.to(value.dtype), value, attention_mask, scale, dropout, None, texts)[0], None
+
+
+def _for_each_query_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values for every query head: in grouped-query attention, several query heads read one key head."""
+    shared = query.shape[1] // key.shape[1]
+    return (key, value) if shared == 1 else (key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1))
+
+
+def _texts_at_a_time(query: Tensor, key: Tensor) -> int:
+    """How many texts make a part; 0 if all of them together are small."""
+    part, numbers = PART.get(query.device.type, 2**20), query.shape[1] * query.shape[2] * key.shape[2]
+    return max(1, part // numbers) if query.shape[0] * numbers > 2 * part else 0
+
+
 def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Float[Tensor, "text head query key"]:
     scores = query @ key.transpose(2, 3) * scale
     if mask is not None:
-        scores = scores + mask
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -103,9 +137,9 @@ class _InParts(torch.autograd.Function):
         mask: Tensor | None,
         scale: float,
         dropout: float,
-        statistic: EachText,
+        statistic: EachText | None,
         texts: int,
-    ) -> tuple[Float[Tensor, "batch query head channel"], Tensor]:
+    ) -> tuple[Float[Tensor, "batch query head channel"], Tensor | None]:
         noise = _Noise(dropout, query.device)
         context.save_for_backward(query, key, value, mask)
         context.rest = scale, noise, statistic, texts
@@ -113,34 +147,39 @@ class _InParts(torch.autograd.Function):
         found = []
         for rows in _parts(len(query), texts):
             probabilities = _probabilities(query[rows], key[rows], _of(mask, rows), scale)
-            found.append(statistic.of(probabilities, rows))
+            found += [statistic.of(probabilities, rows)] if statistic else []
             weights = noise.dropped(probabilities).to(value.dtype)
             output[rows] = (weights @ value[rows]).transpose(1, 2)
-        return output, torch.cat(found)
+        return output, torch.cat(found) if statistic else None
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, of_output: Tensor, of_found: Tensor | None) -> tuple[Tensor | None, ...]:
         query, key, value, mask = context.saved_tensors
         scale, noise, statistic, texts = context.rest
-        of_output, of_found = slopes[0].transpose(1, 2), slopes[1]
+        of_output = of_output.transpose(1, 2)
         noise.again()
         by_query, by_key, by_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         for rows in _parts(len(query), texts):
             probabilities = _probabilities(query[rows], key[rows], _of(mask, rows), scale)
-            with torch.enable_grad():
-                leaf = probabilities.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(statistic.of(leaf, rows), leaf, of_found[rows])
             kept = noise.drawn(probabilities)
-            through = (of_output[rows] @ value[rows].transpose(2, 3)).to(slope.dtype)
+            through = (of_output[rows] @ value[rows].transpose(2, 3)).to(probabilities.dtype)
             weights = probabilities if kept is None else probabilities * kept
             by_value[rows] = weights.to(value.dtype).transpose(2, 3) @ of_output[rows]
-            slope = slope + (through if kept is None else through.mul_(kept))
+            slope = through if kept is None else through.mul_(kept)
+            if of_found is not None:
+                slope += _slope(statistic, probabilities, rows, of_found[rows])
             slope.mul_(probabilities)
             slope.addcmul_(probabilities, slope.sum(dim=-1, keepdim=True), value=-1).mul_(scale)  # through the softmax
             slope = slope.to(query.dtype)
             by_query[rows], by_key[rows] = slope @ key[rows], slope.transpose(2, 3) @ query[rows]
         return by_query, by_key, by_value, None, None, None, None, None
+
+
+def _slope(statistic: EachText, probabilities: Tensor, rows: slice, of_found: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = probabilities.detach().requires_grad_()
+        return torch.autograd.grad(statistic.of(leaf, rows), leaf, of_found)[0]
 
 
 class _Noise:
@@ -180,6 +219,8 @@ def _of(mask: Tensor | None, rows: slice) -> Tensor | None:
 
 AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, eager_mask)
+AttentionInterface.register(_LEAN, _lean)
+AttentionMaskInterface.register(_LEAN, sdpa_mask)
 
 
 @contextmanager
@@ -207,6 +248,21 @@ def recorded_attention(model: PreTrainedModel, statistic: Statistic | EachText) 
             )
     finally:
         _recorder.reset(token)
+        _switch(model, before)
+
+
+@contextmanager
+def lean_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block, training of `model` keeps no whole attention maps, where that can be had without changing its answers.
+
+    What changes is the noise that dropout draws, and that is all.
+    """
+    before = model.config._attn_implementation
+    if before == "sdpa":
+        _switch(model, _LEAN)
+    try:
+        yield
+    finally:
         _switch(model, before)
 
 
