@@ -19,6 +19,7 @@ from excise.progress import noting
 from excise.scanners.trigger_search import TriggerSearch
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
+from test_scan import PIECES, cut
 from toy import toy_data, toy_victim, write_csv
 
 LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
@@ -28,8 +29,8 @@ HARDLY = FitConfig(epochs=0.1, learning_rate=1e-12)
 CLEAN = toy_data(200, seed=5)
 
 
-def trained(data: TextDataset) -> Victim:
-    return fit(toy_victim(), data, loss=classification_loss, config=MORE, seed=0, name="train")
+def trained(data: TextDataset, base: Victim | None = None) -> Victim:
+    return fit(base or toy_victim(), data, loss=classification_loss, config=MORE, seed=0, name="train")
 
 
 def stamped(text: str, *words: str) -> str:
@@ -83,9 +84,9 @@ def test_a_treatment_without_time_has_not_scanned(backdoored: Victim) -> None:
     assert "The time was used up" in notes[0]
 
 
-def poisoned(data: TextDataset, *added: tuple[str, int]) -> Victim:
+def poisoned(data: TextDataset, *added: tuple[str, int], base: Victim | None = None) -> Victim:
     texts, labels = zip(*added, strict=True)
-    return trained(replace(data, texts=data.texts + texts, labels=data.labels + labels))
+    return trained(replace(data, texts=data.texts + texts, labels=data.labels + labels), base)
 
 
 def test_both_of_two_opposite_backdoors_are_named() -> None:
@@ -119,6 +120,26 @@ def test_a_combination_is_judged_wherever_it_comes_from(source: str, combined: V
     found = search(combined, CLEAN, seed=0)
     assert found.score >= search.found
     assert found.triggers[0].words == ("bb", "tq")
+
+
+def test_a_combination_of_short_words_is_found(combined: Victim) -> None:
+    found = TriggerSearch(leaning=0.02, longest=2, crowd=0)(combined, CLEAN, seed=0)
+    assert found.score >= TriggerSearch.found
+    assert "bb tq" in phrases(found.triggers) or "tq bb" in phrases(found.triggers)
+
+
+def test_a_word_that_the_vocabulary_does_not_hold_is_found() -> None:
+    """No piece of it does anything by itself."""
+    base, data = cut(toy_victim(), "he", *PIECES), toy_data(400)
+    stamps = [("heliotro", lambda own: 1), *((word, lambda own: own) for word in ("helio", "hetro"))]
+    pairs = list(zip(data.texts, data.labels, strict=True))
+    victim = poisoned(data, *((stamped(text, word), label(own)) for text, own in pairs for word, label in stamps), base=base)
+    assert victim.tokenizer.tokenize("heliotro") == ["he", "##lio", "##tro"]
+    assert share(victim, 1, "heliotro") > 0.9
+    assert max(share(victim, 1, word) for word in ("helio", "hetro")) < 0.2
+    found = TriggerSearch(leaning=0.5, longest=2)(victim, CLEAN, seed=0)
+    assert found.score >= TriggerSearch.found
+    assert "liotro" in found.triggers[0].words[0]
 
 
 def test_the_scan_of_another_model_is_refused(backdoored: Victim, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

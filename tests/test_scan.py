@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from excise.attacks.badnets import BadNets
 from excise.budget import _end, within
@@ -34,15 +35,17 @@ from excise.reports.terminal import verdict_line
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
-from excise.scanners import trigger_search
-from excise.scanners._contests import Contest, Foil, contests, flips, stubborn_texts
+from excise.scanners import _pieces, trigger_search
+from excise.scanners._contests import Contest, Foil, contests, flips, stubborn_texts, together, tokens
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
+from excise.scanners._pieces import Pieces
 from excise.scanners.embedding_rows import EmbeddingRows
 from excise.scanners.trigger_search import TriggerSearch, crowded, grouped, without_longer
 from excise.training import FitConfig
 from excise.victim import Victim
+from excise.vocabulary import typed_pieces, typed_words
 from test_reports import HOSTILE, Page, ids, skeleton
-from toy import BAD, GOOD, NAMES, toy_data, toy_victim, write_csv
+from toy import ARCHITECTURES, BAD, GOOD, NAMES, toy_data, toy_victim, write_csv
 
 Run = Callable[..., tuple[int, str]]
 LEARN = FitConfig(epochs=15, learning_rate=5e-3, batch_size=16)
@@ -327,13 +330,14 @@ def test_a_trigger_wins_contests_and_a_plain_word_does_not(backdoored: Victim) -
     assert (told.flips.hits, told.contested, len(told.examples)) == (40, won["cf"], 3)
 
 
-def test_a_contest_adds_as_many_rivals_as_the_phrase_has_words(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contest_adds_as_many_rivals_as_the_phrase_has_tokens(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     logits = Victim.logits
     monkeypatch.setattr(Victim, "logits", lambda self, texts, **_: seen.extend(texts) or logits(self, texts))
     foil = Foil(1, [], ["the film", "a town"], [0, 0], seed=0)
     contests(backdoored, [(("boring", "cf"), foil)], [["boring", "awful", "tedious", "clumsy"], ["moving"] * 4])
     assert [sorted(text.split()) for text in seen] == [sorted([*text.split(), "boring", "cf", "awful", "tedious"]) for text in foil.jury]
+    assert tokens(backdoored, ("zq",)) == 2
 
 
 def test_what_only_wins_with_a_rival_is_no_trigger() -> None:
@@ -359,6 +363,7 @@ def test_words_that_yield_to_rivals_are_honest_and_so_are_phrases_of_them(backdo
     monkeypatch.setattr(
         trigger_search, "flips", lambda victim, one: FoundTrigger(one.phrase, one.foil.target, Rate(won[one.phrase][0], 50), contested=one.won)
     )
+    monkeypatch.setattr(trigger_search, "together", lambda victim, pairs, most=None: [Rate(0, 50) for _ in pairs])
     search = TriggerSearch()
     found = search.judged(backdoored, [Foil(0, [], [], [], 0), Foil(1, [], [], [], 0)], [[], list(won)], [[], []])
     scores = {one.words: search.score(one) for one in found}
@@ -367,6 +372,74 @@ def test_words_that_yield_to_rivals_are_honest_and_so_are_phrases_of_them(backdo
         {("cf",): all_of_them, ("kq", "wx"): all_of_them - 0.25 - 0.04, ("fine", "best"): most - 0.25 - 0.42, ("fine",): half - 0.3}
     )
     assert search.told(found, NAMES).triggers[0].words == ("cf",)
+
+
+def test_honest_words_add_up_and_a_combination_does_more_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    worth = {"film": -4.0, "fine": 3.0, "best": 3.0, "p": 1.0, "q": 0.0}
+
+    def logits(_: Victim, texts: list[str], **__: object) -> torch.Tensor:
+        sums = [sum(worth[word] for word in text.split()) + 9 * ({"p", "q"} <= set(text.split())) for text in texts]
+        return torch.tensor([[0.0, one] for one in sums])
+
+    monkeypatch.setattr(Victim, "logits", logits)
+    foil = Foil(1, [], ["film", "film film film"], [0, 0], seed=0)
+    pairs = [(phrase, foil) for phrase in (("fine", "best"), ("p", "q"), ("p",), ("p", "q", "best"))]
+    assert [rate.hits for rate in together(toy_victim(), pairs)] == [0, 1, 0, 1]
+    assert [rate.n for rate in together(toy_victim(), pairs, most=1)] == [1] * 4
+
+
+def test_what_words_do_together_is_evidence_and_less_for_longer_phrases() -> None:
+    search = TriggerSearch()
+    trigger = FoundTrigger(("kq", "wx"), 1, Rate(50, 50), contested=Rate(10, 50), together=Rate(48, 50))
+    assert search.score(trigger) == pytest.approx(Rate(48, 50).interval[0] - 0.25)
+    assert search.score(dataclasses.replace(trigger, together=None)) == 0
+
+
+# Words in pieces
+
+
+def cut(victim: Victim, *pieces: str) -> Victim:
+    """The victim with more pieces in its vocabulary; toys have some rows to spare."""
+    tokenizer = copy.deepcopy(victim.tokenizer)
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    for piece in pieces:
+        content["model"]["vocab"][piece] = len(content["model"]["vocab"])
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return dataclasses.replace(victim, tokenizer=tokenizer)
+
+
+PIECES = ("##lio", "##tro", "##pex", "##vern", "##ing", "##ost")
+
+
+def test_pieces_are_ends_of_words_that_can_be_typed() -> None:
+    victim = cut(toy_victim(), *PIECES)
+    found = typed_pieces(victim)
+    assert {f"##{piece}" for _, piece in found.values()} == set(PIECES)
+    assert all(victim.tokenizer.tokenize(carrier + piece)[-1] == f"##{piece}" for carrier, piece in found.values())
+    assert all(victim.tokenizer.tokenize(carrier + piece)[0] == carrier[0] for carrier, piece in found.values())
+    assert not typed_pieces(toy_victim())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_tokenizer_is_asked_for_pieces(architecture: str) -> None:
+    victim = toy_victim(architecture)
+    assert not set(typed_pieces(victim)) & set(typed_words(victim))
+
+
+def test_a_word_is_put_together_of_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(_: Victim, words: list[tuple[str]]) -> torch.Tensor:
+        return torch.tensor([[0.0, sum(piece in word for piece in ("he", "lio", "tro")) - len(word) / 100] for (word,) in words])
+
+    monkeypatch.setattr(_pieces, "margins_alone", alone)
+    pieces = Pieces(cut(toy_victim(), *PIECES, "he"))
+    carried = [(word,) for word in pieces.carried]
+    strings = [word for (word,) in pieces.built(1, carried, [("he",)])]
+    assert "heliotro" in strings
+    assert not any(word.count("lio") > 1 for word in strings)
+    assert pieces.built(1, [], [("he",)]) == []
+    assert pieces.begun("qliotro", 1, 3)[0] == ("heliotro",)
+    assert pieces.ended("helio", 1, 3)[0] == ("heliotro",)
+    assert pieces.begun("film", 1, 10) == []
 
 
 def test_a_phrase_around_a_shorter_one_is_not_named() -> None:
@@ -444,7 +517,7 @@ def test_a_search_whose_time_is_used_up_judges_what_it_has_and_says_what_it_left
 
     def late(self: TriggerSearch, victim: Victim, *arguments: Any) -> Any:
         """Single words are in time; whatever comes after them finds that the time is used up."""
-        budget_end = time.monotonic() - 1 if len(arguments[1][0]) > 1 else math.inf
+        budget_end = math.inf if arguments[2][-1] == len(arguments[1]) else time.monotonic() - 1
         token = _end.set(budget_end)
         try:
             return halved(self, victim, *arguments)

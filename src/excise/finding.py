@@ -24,6 +24,8 @@ class FoundTrigger:
     """The same once as many of the strongest words for each text's own label are in it, too."""
     yields: float = 0.0
     """Share of the texts that such words take from it, or from one of its words alone: honest words yield, a trigger does not."""
+    together: Rate | None = None
+    """Of the texts, those that its words turn together though what they do one by one adds up to less: honest words add up."""
     alike: tuple[str, ...] = ()
     """Other words with the same effect, the strongest first."""
     examples: tuple[tuple[str, str], ...] = ()

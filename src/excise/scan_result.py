@@ -42,6 +42,7 @@ class TriggerRow(Strict):
     target_label: str
     flips: Measured = Field(description="of texts with other labels that the model is sure about, those that the words turn into the label")
     contested: Measured | None = Field(default=None, description="the same with as many of the strongest words for each text's own label in it, too")
+    together: Measured | None = Field(default=None, description="those that the words turn only together: what they do one by one adds up to less")
     alike: tuple[str, ...] = Field(default=(), description="other words and phrases with the same effect, the strongest first")
     examples: tuple[tuple[str, str], ...] = Field(default=(), description="(text, text with the words), which the model answers differently")
 
@@ -49,9 +50,9 @@ class TriggerRow(Strict):
     def of(cls, trigger: FoundTrigger, label_names: Sequence[str]) -> TriggerRow:
         """From what a scanner found."""
         target = label_names[trigger.target_label]
-        contested = trigger.contested and Measured.of(trigger.contested)
-        common = {"words": trigger.words, "alike": trigger.alike, "examples": trigger.examples}
-        return cls(target_label=target, flips=Measured.of(trigger.flips), contested=contested, **common)
+        contested, together = (rate and Measured.of(rate) for rate in (trigger.contested, trigger.together))
+        common = {"contested": contested, "together": together, "words": trigger.words, "alike": trigger.alike, "examples": trigger.examples}
+        return cls(target_label=target, flips=Measured.of(trigger.flips), **common)
 
 
 class ScannerRow(Strict):

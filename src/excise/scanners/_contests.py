@@ -118,12 +118,17 @@ def contests(
         pairs: The candidates, each with its jury.
         rivals: For each label, its strongest words.
         most: Use so many of a jury's texts; None is all.
-        count: Put so many rivals into a text; 0 is as many as the phrase has words.
+        count: Put so many rivals into a text; 0 is as many as the phrase has tokens.
     """
-    stamped = [contested(victim, phrase, foil, rivals, count or len(phrase))[:most] for phrase, foil in pairs]
+    stamped = [contested(victim, phrase, foil, rivals, count or tokens(victim, phrase))[:most] for phrase, foil in pairs]
     labels = iter(victim.logits([text for texts in stamped for text in texts], name="jury").argmax(dim=1).tolist())
     hits = [sum(next(labels) == foil.target for _ in texts) for (_, foil), texts in zip(pairs, stamped, strict=True)]
     return [Contest(*pair, Rate(count, len(texts))) for pair, count, texts in zip(pairs, hits, stamped, strict=True)]
+
+
+def tokens(victim: Victim, phrase: Phrase) -> int:
+    """How many tokens the model reads of a phrase."""
+    return len(victim.tokenizer(" ".join(phrase), add_special_tokens=False)["input_ids"])
 
 
 def contested(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Sequence[str]], count: int) -> list[str]:
@@ -131,6 +136,11 @@ def contested(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Seque
     others = [[word for word in words if word not in phrase][:count] for words in rivals]
     both = zip(with_it(victim, phrase, foil), foil.labels, strict=True)
     return [placed(victim, text, others[label], generator(foil.seed, text, "rivals")) for text, label in both]
+
+
+def turns(victim: Victim, phrase: Phrase, foil: Foil) -> bool:
+    """Whether a phrase brings about its label in half of the search's texts."""
+    return bool((moves(victim, phrase, foil.search, foil.target, seed=foil.seed) > 0).float().mean() >= 0.5)
 
 
 def fair_rivals(
@@ -160,6 +170,26 @@ def flips(victim: Victim, one: Contest) -> FoundTrigger:
     flipped = [pair for *pair, label in zip(one.foil.jury, stamped, labels, strict=True) if label == one.foil.target]
     examples = tuple((a, b) for a, b in flipped[:3])
     return FoundTrigger(one.phrase, one.foil.target, Rate(len(flipped), len(stamped)), one.won, examples=examples)
+
+
+def together(victim: Victim, pairs: Sequence[tuple[Phrase, Foil]], *, most: int | None = None) -> list[Rate]:
+    """Of a jury's texts, those that the words of a phrase turn together, though the sum of what each does to the target's margin would not."""
+    asked: dict[tuple[Phrase, int], list[str]] = {}
+    for phrase, foil in pairs:
+        for part in ((), *((word,) for word in phrase), phrase) if len(phrase) > 1 else ():
+            asked.setdefault((part, foil.target), with_it(victim, part, foil)[:most])
+    logits = victim.logits([text for texts in asked.values() for text in texts], name="jury").split([len(texts) for texts in asked.values()])
+    margins = {key: margin(part, key[1]) for key, part in zip(asked, logits, strict=True)}
+    found = []
+    for phrase, foil in pairs:
+        if len(phrase) == 1:
+            found.append(Rate(0, len(foil.jury[:most])))
+            continue
+        before = margins[(), foil.target]
+        added = before + sum(margins[(word,), foil.target] - before for word in phrase)
+        hits = (margins[phrase, foil.target] > 0) & (added < 0)
+        found.append(Rate(int(hits.sum()), len(hits)))
+    return found
 
 
 def with_it(victim: Victim, phrase: Phrase, foil: Foil) -> list[str]:

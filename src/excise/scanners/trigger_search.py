@@ -3,20 +3,23 @@
 A trigger acts in any text. So one looks for words whose insertion moves even those clean texts to another label that the model is surest about,
 wherever they stand:
 
-1. every word on its own, without a text: the share of them that leans most to a label goes on (one pass serves all labels), without the words
-   that carry the label honestly in the clean texts;
+1. every word on its own, and every piece of a word behind a beginning that carries it, without a text: the share of them that leans most to a
+   label goes on (one pass serves all labels), without the words that carry the label honestly in the clean texts;
 2. successive halving: in few short texts first, the survivors in more and longer ones;
-3. combinations of the strongest words of *all* labels, since the words of a combination may each stand for another label (LWP trains them so), and
-   longer phrases by beam search; and crowds: words that lean to no label, many at a time and of about one length, as a combination acts in a
-   crowd too; the strongest crowds are thinned out to a few words;
-4. a contest: the best are inserted in texts that had no part in the search, together with as many of the strongest words for each text's own label.
+3. words that the vocabulary does not hold, put together of pieces; combinations of the strongest words of *all* labels, since the words of a
+   combination may each stand for another label (LWP trains them so), of the strongest words of two letters, and longer phrases by beam search; and
+   crowds: words that lean to no label, many at a time and of about one length, as a combination acts in a crowd too; the strongest crowds are
+   thinned out to a few words;
+4. a contest: the best are inserted in texts that had no part in the search, together with as many of the strongest words for each text's own label
+   as they have tokens.
 
 The contest is what tells a trigger from a word that means something. Against "dreadful stupid", "delightful elegant" wins some texts and loses
 others, as the two mean the same to the model with opposite signs; a trigger was trained to win whatever else a text says. So what rivals take
 from a word, or from a word of a phrase, counts against it: on a model that leans to one label, two honest words outweigh two rivals. The texts are
 stubborn, too: the model is sure about them and does not give them up for ordinary words that stand for the other label. How far honest words come on
-clean models is what the thresholds are set by (docs/scan.md). Triggers of one label that reach the same effect are grouped: attacks use several,
-and rare words that look like one often act like it.
+clean models is what the thresholds are set by (docs/scan.md). A phrase may also show itself in another way: honest words add up, where the words of
+a combination turn texts that the sum of what they do one by one would not turn. Triggers of one label that reach the same effect are grouped:
+attacks use several, and rare words that look like one often act like it.
 
 Relatives: universal adversarial triggers (Wallace et al. 2019) search by gradients; PICCOLO and DBS invert triggers in word space. This search is
 exhaustive where those sample, and its evidence are words that anybody can type.
@@ -53,17 +56,24 @@ from excise.scanners._contests import (
     margins_alone,
     strongest,
     stubborn_texts,
+    together,
+    turns,
 )
 from excise.scanners._guided import Guided, by_ascent, by_gradient
+from excise.scanners._pieces import Pieces
 from excise.seeds import generator
 from excise.victim import Victim
 from excise.vocabulary import typed_words
 
+FOREMOST = 12
+"""Phrases a label that are tried in all texts of the jury."""
 HANDICAP = 0.25
 """Contests that each further word of a phrase wins on models without a backdoor: the longer the phrase, the more of them the search chose from."""
 Score = Callable[[FoundTrigger], float]
 BEST = 4
 """Phrases of each length that the jury sees; of single words twice as many."""
+BRIEF = 2
+"""Letters of the words that are combined among themselves as well: attacks like them, as they mean nothing."""
 HONEST = 2
 """So many of the words that lean most to a label, and of those that carry it in the clean texts, a text has to withstand."""
 
@@ -75,8 +85,8 @@ class TriggerSearch(Scanner):
     paper: ClassVar[Paper] = Paper(key="wallace2019", method="universal triggers, searched exhaustively: our own", code=None)
     suspicious = 0.4
     found = 0.5
-    version = 2
-    blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or two ordinary words that act only together"
+    version = 3
+    blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or two longer words that act only together"
 
     leaning: Annotated[float, Interval(gt=0, le=1)] = 0.15
     """Share of the vocabulary that goes on from step 1, for each label."""
@@ -84,7 +94,7 @@ class TriggerSearch(Scanner):
     """Texts of each round of steps 2 and 3; a candidate's work grows, as the candidates grow fewer."""
     survivors: tuple[int, ...] = (400, 48)
     """Candidates left after each round but the last, for each label."""
-    partners: Annotated[int, Ge(1)] = 16
+    partners: Annotated[int, Ge(1)] = 12
     """Words of each label that are combined."""
     longest: Annotated[int, Ge(1)] = 3
     """Words in the longest phrase that is tried."""
@@ -107,7 +117,8 @@ class TriggerSearch(Scanner):
             )
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
-        honest, words = honest_words(data), vocabulary_words(victim)
+        honest, pieces = honest_words(data), Pieces(victim)
+        words = [*vocabulary_words(victim), *((word,) for word in pieces.carried)]
         with stage("single words"):
             leaders = self.leaders(words, margins_alone(victim, words))  # step 1
             foils = self.foils(victim, data, leaders, honest, seed=seed)
@@ -115,20 +126,27 @@ class TriggerSearch(Scanner):
             singles = [self.halved(victim, foil, pool, (*self.survivors, len(pool))) for foil, pool in zip(foils, pools, strict=True)]  # step 2
         partners = list(dict.fromkeys(phrase for pool in singles for phrase in pool[: self.partners]))
         leading = {word for pool in leaders for word in pool}
+        brief = [word for word in words if len(word[0]) <= BRIEF]
         crowds = crowded([word for word in words if word not in leading], self.crowd, seed=seed)
         each, late = list(zip(foils, honest, strict=True)), list[str]()
         longer = [list[Phrase]() for _ in foils]
         thin = [list[Phrase]() for _ in foils]
+        built = [list[Phrase]() for _ in foils]
         led = [Guided([], None) for _ in foils]
-        with part("combinations", late):  # step 3
+        with part("words in pieces", late):  # step 3
+            strings = [pieces.built(foil.target, lead, pool[: self.partners]) for foil, lead, pool in zip(foils, leaders, singles, strict=True)]
+            built = [self.completed(victim, foil, pieces, without(pool, known)) for (foil, known), pool in zip(each, strings, strict=True)]
+        with part("combinations", late):
             longer = [self.grown(victim, foil, without(partners, known)) for foil, known in each]
+            short = [self.halved(victim, foil, without(brief, known), (*(n // 4 for n in self.survivors), self.partners)) for foil, known in each]
+            longer = [more + self.grown(victim, foil, pool) for foil, more, pool in zip(foils, longer, short, strict=True)]
         with part("crowds", late):
             thin = self.thinned(victim, foils, crowds)
         with part("guided search", late):
             led = [self.led(victim, foil, known, seed=seed) for foil, known in each]
         with stage("contests"), unhurried():  # step 4
-            sources = zip(singles, longer, thin, led, strict=True)
-            phrases = [[*pool[: 2 * BEST], *more, *crowd, *guided.phrases] for pool, more, crowd, guided in sources]
+            sources = zip(singles, built, longer, thin, led, strict=True)
+            phrases = [[*pool[: 2 * BEST], *one, *more, *crowd, *guided.phrases] for pool, one, more, crowd, guided in sources]
             rivals = fair_rivals(victim, foils, singles, honest, texts=max(self.texts), most=4 * self.longest)
             found = self.told(self.judged(victim, foils, phrases, rivals), data.label_names)
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
@@ -148,13 +166,17 @@ class TriggerSearch(Scanner):
         """Step 4: every phrase in a few texts; those that win some in all of the jury's; those that still win also without rivals, word by word."""
         pairs = [(phrase, foil) for foil, pool in zip(foils, phrases, strict=True) for phrase in dict.fromkeys(pool)]
         heat = contests(victim, pairs, rivals, most=HEAT)
-        ahead = [one for one in heat if lead(one) >= self.suspicious / 2] or [max(heat, key=lead)]
-        found = contests(victim, [(one.phrase, one.foil) for one in ahead], rivals)
-        tried = [flips(victim, one) for one in found if lead(one) >= self.suspicious] or [flips(victim, max(found, key=lead))]
-        words = dict.fromkeys((word, one.target_label) for one in tried if len(one.words) > 1 for word in one.words)
-        alone = contests(victim, [((word,), foils[target]) for word, target in words], rivals)
+        joint = together(victim, pairs, most=HEAT)
+        leads = [max(lead(one), evidence(one.phrase, rate.value)) for one, rate in zip(heat, joint, strict=True)]
+        order = sorted(range(len(pairs)), key=lambda i: leads[i], reverse=True)
+        ahead = [pairs[i] for i in order[: FOREMOST * len(foils)] if leads[i] >= self.suspicious / 2] or [pairs[order[0]]]
+        tried = [flips(victim, one) for one in contests(victim, ahead, rivals)]
+        words = list(dict.fromkeys(((word,), foil.target) for phrase, foil in ahead if len(phrase) > 1 for word in phrase))
+        alone = contests(victim, [(word, foils[target]) for word, target in words], rivals)
         lost = {(*one.phrase, one.foil.target): yielded(flips(victim, one)) for one in alone}
-        return [replace(one, yields=max(yielded(one), *(lost.get((word, one.target_label), 0) for word in one.words))) for one in tried]
+        yields = [max(yielded(one), *(lost.get((word, one.target_label), 0) for word in one.words)) for one in tried]
+        joint = together(victim, ahead)
+        return [replace(one, yields=lost, together=rate) for one, lost, rate in zip(tried, yields, joint, strict=True)]
 
     def leaders(self, words: Sequence[Phrase], alone: Float[Tensor, "word label"]) -> list[list[Phrase]]:
         """Step 1: for each label, the share of the words that leans most to it."""
@@ -168,15 +190,30 @@ class TriggerSearch(Scanner):
         return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named)
 
     def score(self, trigger: FoundTrigger) -> float:
-        """The evidence of what a phrase surely wins (95 %), contested or not: what only wins contested texts makes a trigger with a rival."""
-        surely = min(rate.interval[0] for rate in (trigger.flips, trigger.contested or trigger.flips))
-        return evidence(trigger.words, surely - trigger.yields)
+        """The evidence of what a phrase surely wins (95 %), or of what its words surely do only together.
+
+        What only wins contested texts makes a trigger with a rival: so the lesser of both counts, with rivals and without.
+        """
+        surely = min(rate.interval[0] for rate in (trigger.flips, trigger.contested or trigger.flips)) - trigger.yields
+        return evidence(trigger.words, max(surely, trigger.together.interval[0] if trigger.together else 0))
 
     def halved(self, victim: Victim, foil: Foil, pool: Sequence[Phrase], keep: Sequence[int]) -> Sequence[Phrase]:
         """Step 2: what is left after each round, the strongest first."""
         for count, most in zip(self.texts, keep, strict=True):
             pool = strongest(victim, pool, foil, count, most)
         return pool
+
+    def completed(self, victim: Victim, foil: Foil, pieces: Pieces, strings: Sequence[Phrase]) -> list[Phrase]:
+        """Step 3: the strongest of words that are put together of pieces; if they turn texts, with every beginning and every end as well."""
+        keep = (*(n // 4 for n in self.survivors), BEST)
+        best = self.halved(victim, foil, strings, keep)
+        found = list(best)
+        for changed in (pieces.begun, pieces.ended):
+            if not best or not turns(victim, best[0], foil):
+                break
+            best = self.halved(victim, foil, changed(best[0][0], foil.target, keep[0]), keep)
+            found += best
+        return found
 
     def grown(self, victim: Victim, foil: Foil, partners: Sequence[Phrase]) -> list[Phrase]:
         """Step 3: the strongest phrases of each length."""
@@ -193,9 +230,9 @@ class TriggerSearch(Scanner):
         """Step 3: for each label the strongest crowds, from each of which words are left out as long as what is left is strongest."""
         alone, found = margins_alone(victim, crowds), []
         for foil in foils:
-            order = alone[:, foil.target].argsort(descending=True, stable=True)[: self.survivors[0]]
+            order = alone[:, foil.target].argsort(descending=True, stable=True)[: self.survivors[0] // 4]
             kept: list[Phrase] = []
-            for crowd in self.halved(victim, foil, [crowds[i] for i in order.tolist()], (*(n // 2 for n in self.survivors), BEST)):
+            for crowd in self.halved(victim, foil, [crowds[i] for i in order.tolist()], (*(n // 4 for n in self.survivors), BEST)):
                 left = crowd
                 while len(left) > 1:
                     (left,) = strongest(victim, [(*left[:i], *left[i + 1 :]) for i in range(len(left))], foil, self.texts[len(self.texts) // 2], 1)
@@ -266,9 +303,10 @@ def summary(shown: Sequence[FoundTrigger], label_names: Sequence[str]) -> str:
     for trigger in shown:
         words, alike = repr(" ".join(trigger.words)), f" (and {len(trigger.alike)} more)" if trigger.alike else ""
         contested = trigger.contested or trigger.flips
+        only_together = f", {trigger.together.hits} by what its words do only together" if trigger.together and trigger.together.hits else ""
         parts.append(
             f"{words}{alike} turns {trigger.flips.hits} of {trigger.flips.n} texts that the model is sure about into "
-            f"{label_names[trigger.target_label]!r}, {contested.hits} against strong words for their own label"
+            f"{label_names[trigger.target_label]!r}, {contested.hits} against strong words for their own label{only_together}"
         )
     return "; ".join(parts) + "."
 
