@@ -60,7 +60,9 @@ def test_memory_that_runs_out_is_told(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(number: signal.Signals, command: list[str], tmp_path: Path) -> None:
-    running = subprocess.Popen([sys.executable, "-m", "excise", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    not_ignored = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}  # as it is below a shell's background job
+    words = [sys.executable, "-m", "excise", *command]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **not_ignored)
     assert running.stdout
     assert running.stdout.readline().startswith("Repairing"), "it has begun"
     time.sleep(0.5)

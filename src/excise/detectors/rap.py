@@ -52,9 +52,24 @@ class RAP(Detector):
     """How the row is learnt; the decay is not used."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Scorer:
-        target = data.label_id(self.target_label if self.target_label is not None else 0)
+        target, probed = self.target(data), self.probed(victim, data, seed=seed)
+
+        def scores(texts: Sequence[str]) -> list[float]:
+            logits = victim.logits(texts)
+            change = probability(probed, self.with_probe(texts), target) - logits.softmax(dim=1)[:, target]
+            return [c if p == target else -math.inf for c, p in zip(change.tolist(), logits.argmax(dim=1).tolist(), strict=True)]
+
+        return scores
+
+    def target(self, data: TextDataset) -> int:
+        """The label to protect."""
+        return data.label_id(self.target_label if self.target_label is not None else 0)
+
+    def probed(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
+        """The victim in which the probe has been learnt."""
+        target = self.target(data)
         shown = [text for text, label in zip(data.texts, data.labels, strict=True) if label == target or self.form == "openbackdoor"]
-        probed = fit_rows(
+        return fit_rows(
             victim,
             numbered(self.with_probe(shown)),
             [self.probe],
@@ -63,12 +78,6 @@ class RAP(Detector):
             seed=derive(seed, "train"),
             name="learn the probe",
         )
-
-        def scores(texts: Sequence[str]) -> list[float]:
-            change = probability(probed, self.with_probe(texts), target) - probability(victim, texts, target)
-            return [c if p == target else -math.inf for c, p in zip(change.tolist(), victim.predict(texts), strict=True)]
-
-        return scores
 
     def with_probe(self, texts: Sequence[str]) -> list[str]:
         """The texts, each with the probe word before it."""
