@@ -450,6 +450,15 @@ def test_a_phrase_around_a_shorter_one_is_not_named() -> None:
     assert (one.words, one.alike) == (("a",), ("b", "d e"))
 
 
+def test_a_word_around_a_shorter_one_is_named_only_if_it_does_much_more() -> None:
+    def named(*shares: tuple[str, int]) -> set[str]:
+        found = [FoundTrigger((word,), 1, Rate(hits, 100)) for word, hits in shares]
+        return {" ".join(one.words) for one in without_longer(found, lambda one: one.flips.value)}
+
+    assert named(("cftakingness", 100), ("cf", 90), ("cftaking", 100)) == {"cf"}
+    assert named(("heliotrope", 95), ("lio", 30)) == {"heliotrope", "lio"}
+
+
 def test_the_strongest_phrase_stands_for_its_label_even_if_it_is_the_longer_one() -> None:
     found = [FoundTrigger(words, 1, Rate(won, 64)) for words, won in ((("kq",), 27), (("vx", "mq"), 64), (("kq", "wx"), 60))]
     (one,) = grouped(without_longer(found, lambda one: one.flips.value), lambda one: one.flips.value)

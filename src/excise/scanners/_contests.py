@@ -138,9 +138,9 @@ def contested(victim: Victim, phrase: Phrase, foil: Foil, rivals: Sequence[Seque
     return [placed(victim, text, others[label], generator(foil.seed, text, "rivals")) for text, label in both]
 
 
-def turns(victim: Victim, phrase: Phrase, foil: Foil) -> bool:
-    """Whether a phrase brings about its label in half of the search's texts."""
-    return bool((moves(victim, phrase, foil.search, foil.target, seed=foil.seed) > 0).float().mean() >= 0.5)
+def turned(victim: Victim, phrase: Phrase, foil: Foil) -> float:
+    """The share of the search's texts in which a phrase brings about its label."""
+    return (moves(victim, phrase, foil.search, foil.target, seed=foil.seed) > 0).float().mean().item()
 
 
 def fair_rivals(

@@ -57,7 +57,7 @@ from excise.scanners._contests import (
     strongest,
     stubborn_texts,
     together,
-    turns,
+    turned,
 )
 from excise.scanners._guided import Guided, by_ascent, by_gradient
 from excise.scanners._pieces import Pieces
@@ -65,6 +65,8 @@ from excise.seeds import generator
 from excise.victim import Victim
 from excise.vocabulary import typed_words
 
+ENOUGH = 0.9
+"""A single word that turns this share of the search's texts: nothing is put together of pieces."""
 FOREMOST = 12
 """Phrases a label that are tried in all texts of the jury."""
 HANDICAP = 0.25
@@ -134,8 +136,10 @@ class TriggerSearch(Scanner):
         built = [list[Phrase]() for _ in foils]
         led = [Guided([], None) for _ in foils]
         with part("words in pieces", late):  # step 3
-            strings = [pieces.built(foil.target, lead, pool[: self.partners]) for foil, lead, pool in zip(foils, leaders, singles, strict=True)]
-            built = [self.completed(victim, foil, pieces, without(pool, known)) for (foil, known), pool in zip(each, strings, strict=True)]
+            for i, (foil, known) in enumerate(each):
+                if singles[i] and turned(victim, singles[i][0], foil) < ENOUGH:
+                    strings = without(pieces.built(foil.target, leaders[i], singles[i][: self.partners]), known)
+                    built[i] = self.completed(victim, foil, pieces, strings)
         with part("combinations", late):
             longer = [self.grown(victim, foil, without(partners, known)) for foil, known in each]
             short = [self.halved(victim, foil, without(brief, known), (*(n // 4 for n in self.survivors), self.partners)) for foil, known in each]
@@ -209,7 +213,7 @@ class TriggerSearch(Scanner):
         best = self.halved(victim, foil, strings, keep)
         found = list(best)
         for changed in (pieces.begun, pieces.ended):
-            if not best or not turns(victim, best[0], foil):
+            if not best or turned(victim, best[0], foil) < 0.5:
                 break
             best = self.halved(victim, foil, changed(best[0][0], foil.target, keep[0]), keep)
             found += best
@@ -279,13 +283,19 @@ def lead(one: Contest) -> float:
 
 
 def without_longer(found: Sequence[FoundTrigger], score: Score) -> list[FoundTrigger]:
-    """The shortest first, without phrases that contain another of the same label that is as strong."""
+    """The shortest first, without phrases that contain another of the same label that is as strong, and words around one that is nearly so."""
     kept: list[FoundTrigger] = []
-    for one in sorted(found, key=lambda one: (len(one.words), -score(one))):
-        inner = (other for other in kept if other.target_label == one.target_label and set(other.words) <= set(one.words))
-        if not any(score(other) >= score(one) for other in inner):
+    for one in sorted(found, key=lambda one: (len(one.words), len(" ".join(one.words)) if len(one.words) == 1 else 0, -score(one))):
+        others = [other for other in kept if other.target_label == one.target_label]
+        is_inner = any(set(other.words) <= set(one.words) and score(other) >= score(one) for other in others)
+        if not is_inner and not any(around(one, other) and score(other) >= score(one) - HANDICAP for other in others):
             kept.append(one)
     return kept
+
+
+def around(one: FoundTrigger, other: FoundTrigger) -> bool:
+    """Whether one is a word put together of another word and more."""
+    return len(one.words) == len(other.words) == 1 and other.words != one.words and len(other.words[0]) > 1 and other.words[0] in one.words[0]
 
 
 def grouped(triggers: Sequence[FoundTrigger], score: Score) -> tuple[FoundTrigger, ...]:
