@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from excise.result import Measured
 from excise.scan_result import ScannerRow, judged, scanner_row, skipped_row, strength
 from excise.scanners.trigger_search import TriggerSearch
 from excise.track_record import _kept, save_tracks, track_of
-from excise.zoo import Zoo, load_zoo, lowest_layers, measure, plans
+from excise.zoo import Zoo, load_zoo, lowest_layers, measure, members, plans
 from excise.zoo_result import VERDICT, Specimen, kept_specimens, quality, tracks
 from test_scan import Told
 from toy import NAMES, save_toy, toy_data, toy_victim, write_csv
@@ -61,6 +62,19 @@ def test_settings_with_lists_in_them_are_known_again() -> None:
     one = specimen(1).model_copy(update={"scans": (skipped_row("trigger_search", scanner, "no"),)})
     assert Specimen.model_validate_json(one.model_dump_json()).scan_of(scanner)
     assert not one.scan_of(TriggerSearch())
+
+
+def test_a_model_with_an_infinite_setting_is_a_member(content: dict[str, Any], tmp_path: Path) -> None:
+    """EP does not clip gradients; JSON has no infinity."""
+    content["families"] = [{"part": "held out", "data": "A", "attack": {"method": "ep"}, "seeds": [2]}]
+    zoo = load_zoo(written(content, tmp_path))
+    (plan,) = plans(zoo)
+    assert plan.attack
+    attack = settings(plan.attack)
+    assert math.isinf(attack["poisoning"]["max_grad_norm"])
+    one = specimen(None, attack="ep").model_copy(update={"part": "held out", "data": "A", "seed": 2, "attack": attack})
+    kept = Specimen.model_validate_json(one.model_dump_json())
+    assert members(zoo, [one, kept]) == [one, kept]
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from excise.disk import disk_errors_of
 
-__all__ = ["clear_leftovers", "digest", "file_hash", "file_hashes", "is_whole", "keep_folder"]
+__all__ = ["clear_leftovers", "digest", "digest_as_kept", "file_hash", "file_hashes", "is_whole", "keep_folder"]
 
 LISTED = "files.json"
 """The hashes of the other files of a kept folder."""
@@ -22,6 +24,11 @@ LISTED = "files.json"
 def digest(content: Mapping[str, Any]) -> str:
     """The hash of plain data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def digest_as_kept(content: Mapping[str, Any]) -> str:
+    """The same before and after the data were in a result's JSON, which has no infinity and writes null."""
+    return digest(from_json(to_json(content, inf_nan_mode="null")))
 
 
 def is_whole(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, TypeAdapter
 
 from excise.disk import write_whole
-from excise.kept import digest
+from excise.kept import digest_as_kept
 from excise.method import Scanner
 from excise.registry import settings
 from excise.result import Measured, Strict
@@ -41,8 +41,8 @@ TRACKS = TypeAdapter(tuple[Track, ...])
 
 def track_of(scanner: Scanner) -> Track | None:
     """The record of this version of a scanner with its settings; None if it has none."""
-    key = digest(settings(scanner))
-    return next((track for track in _kept() if track.version == scanner.version and digest(track.method) == key), None)
+    key = digest_as_kept(settings(scanner))
+    return next((track for track in _kept() if track.version == scanner.version and digest_as_kept(track.method) == key), None)
 
 
 @cache

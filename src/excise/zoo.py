@@ -18,7 +18,7 @@ from excise import registry
 from excise.defenses._layers import transformer_layers
 from excise.errors import ConfigError
 from excise.evaluation import clean_twin, evaluate
-from excise.kept import digest, is_whole, keep_folder
+from excise.kept import digest, digest_as_kept, is_whole, keep_folder
 from excise.method import Attack, Scanner
 from excise.pipeline import Corpus, load_corpus
 from excise.progress import stage
@@ -133,8 +133,10 @@ def plans(zoo: Zoo) -> list[Plan]:
 
 def members(zoo: Zoo, specimens: Iterable[Specimen]) -> list[Specimen]:
     """Those that the zoo has now: others were made for an earlier form of it."""
-    own = {(plan.family.part, plan.family.data, plan.recipe.seed, digest(settings(plan.attack) if plan.attack else {})) for plan in plans(zoo)}
-    return [one for one in specimens if (one.part, one.data, one.seed, digest(one.attack or {})) in own]
+    own = {
+        (plan.family.part, plan.family.data, plan.recipe.seed, digest_as_kept(settings(plan.attack) if plan.attack else {})) for plan in plans(zoo)
+    }
+    return [one for one in specimens if (one.part, one.data, one.seed, digest_as_kept(one.attack or {})) in own]
 
 
 def build(plan: Plan, corpus: Corpus, folder: Path, *, precision: Precision = "auto", device: str | None = None, every: float = 60) -> Specimen:

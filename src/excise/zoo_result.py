@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from excise.disk import write_whole
 from excise.finding import phrases
-from excise.kept import digest
+from excise.kept import digest_as_kept
 from excise.method import Scanner
 from excise.metrics import Rate, auroc, auroc_interval
 from excise.registry import settings
@@ -72,8 +72,8 @@ class Specimen(Strict):
 
     def scan_of(self, scanner: Scanner) -> ScannerRow | None:
         """What this version of a scanner found with its settings."""
-        key = digest(settings(scanner))
-        return next((row for row in self.scans if row.version == scanner.version and digest(row.method) == key), None)
+        key = digest_as_kept(settings(scanner))
+        return next((row for row in self.scans if row.version == scanner.version and digest_as_kept(row.method) == key), None)
 
     def score(self, scanner: str) -> float | None:
         """A scanner's score, or the strength of the verdict; None if it could not look."""
