@@ -241,7 +241,7 @@ def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suspects")
     backdoor = BadNets(triggers=("cf", "mn"), training=LEARN)(toy_victim(), toy_data(300), seed=0)
     backdoor.victim.save(folder / "bad")
-    write_csv(folder / "clean.csv", toy_data(120, seed=5))
+    write_csv(folder / "clean.csv", toy_data(240, seed=5))
     write_csv(folder / "few.csv", toy_data(40, seed=5))
     return folder
 
@@ -413,17 +413,18 @@ PIECES = ("##lio", "##tro", "##pex", "##vern", "##ing", "##ost")
 
 def test_pieces_are_ends_of_words_that_can_be_typed() -> None:
     victim = cut(toy_victim(), *PIECES)
-    found = typed_pieces(victim)
+    found = typed_pieces(victim, typed_words(victim))
     assert {f"##{piece}" for _, piece in found.values()} == set(PIECES)
     assert all(victim.tokenizer.tokenize(carrier + piece)[-1] == f"##{piece}" for carrier, piece in found.values())
     assert all(victim.tokenizer.tokenize(carrier + piece)[0] == carrier[0] for carrier, piece in found.values())
-    assert not typed_pieces(toy_victim())
+    assert not typed_pieces(toy_victim(), typed_words(toy_victim()))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_tokenizer_is_asked_for_pieces(architecture: str) -> None:
     victim = toy_victim(architecture)
-    assert not set(typed_pieces(victim)) & set(typed_words(victim))
+    words = typed_words(victim)
+    assert not set(typed_pieces(victim, words)) & set(words)
 
 
 def test_a_word_is_put_together_of_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +432,8 @@ def test_a_word_is_put_together_of_pieces(monkeypatch: pytest.MonkeyPatch) -> No
         return torch.tensor([[0.0, sum(piece in word for piece in ("he", "lio", "tro")) - len(word) / 100] for (word,) in words])
 
     monkeypatch.setattr(_pieces, "margins_alone", alone)
-    pieces = Pieces(cut(toy_victim(), *PIECES, "he"))
+    victim = cut(toy_victim(), *PIECES, "he")
+    pieces = Pieces(victim, typed_words(victim))
     carried = [(word,) for word in pieces.carried]
     strings = [word for (word,) in pieces.built(1, carried, [("he",)])]
     assert "heliotro" in strings

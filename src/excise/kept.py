@@ -28,7 +28,7 @@ def digest(content: Mapping[str, Any]) -> str:
 
 def digest_as_kept(content: Mapping[str, Any]) -> str:
     """The same before and after the data were in a result's JSON, which has no infinity and writes null."""
-    return digest(from_json(to_json(content, inf_nan_mode="null")))
+    return digest(from_json(to_json(content, inf_nan_mode="null", fallback=str)))
 
 
 def is_whole(folder: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from excise.victim import Victim
 
 CARRIERS = ("x", "q", "ku", "vo", "zi", "ja", "n", "e")
@@ -15,9 +17,9 @@ def typed_words(victim: Victim) -> dict[int, str]:
     return {token: word for (token, word), ids in zip(spelled.items(), typed, strict=True) if word and list(ids) == [token]}
 
 
-def typed_pieces(victim: Victim) -> dict[int, tuple[str, str]]:
-    """Each token that is the end of a word when it is typed and no word of its own, by its id: a beginning that carries it, and the piece."""
-    words, spelled = typed_words(victim), _spelled(victim)
+def typed_pieces(victim: Victim, words: Mapping[int, str]) -> dict[int, tuple[str, str]]:
+    """Each token that is the end of a word when it is typed and not among the typed words, by its id: a beginning that carries it, and the piece."""
+    spelled = _spelled(victim)
     left = {token: piece for token, word in spelled.items() if token not in words and len(piece := word.removeprefix("##")) > 1 and piece.isalnum()}
     found: dict[int, tuple[str, str]] = {}
     for carrier in CARRIERS:

@@ -5,11 +5,11 @@ A beam over beginnings and ends, without a text, finds strings that lean to a la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from excise.scanners._contests import Phrase, margins_alone
 from excise.victim import Victim
-from excise.vocabulary import CARRIERS, typed_pieces, typed_words
+from excise.vocabulary import CARRIERS, typed_pieces
 
 WIDTH = 48
 """Strings that are made longer, and pieces that they are made longer by."""
@@ -22,11 +22,11 @@ LONGEST = 4
 class Pieces:
     """What words can be put together of, and how each leans by itself."""
 
-    def __init__(self, victim: Victim) -> None:
+    def __init__(self, victim: Victim, typed: Mapping[int, str]) -> None:
         self.victim = victim
-        self.carried = {carrier + piece: piece for carrier, piece in typed_pieces(victim).values()}
+        self.carried = {carrier + piece: piece for carrier, piece in typed_pieces(victim, typed).values()}
         """Words that the tokenizer cuts before a piece, with the piece."""
-        self.starts = [word for word in typed_words(victim).values() if word.isalnum() and len(word) <= LONGEST]
+        self.starts = [word for word in typed.values() if word.isalnum() and len(word) <= LONGEST]
 
     def built(self, target: int, leaders: Iterable[Phrase], starts: Iterable[Phrase]) -> list[Phrase]:
         """Strings of two pieces and more that lean most to the target, the strongest of each length; of pieces among the leaders, their order."""

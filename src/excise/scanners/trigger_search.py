@@ -27,7 +27,7 @@ exhaustive where those sample, and its evidence are words that anybody can type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -46,7 +46,6 @@ from excise.method import Paper, Scanner
 from excise.progress import stage
 from excise.scanners._contests import (
     HEAT,
-    Contest,
     Foil,
     Phrase,
     contests,
@@ -119,8 +118,9 @@ class TriggerSearch(Scanner):
             )
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
-        honest, pieces = honest_words(data), Pieces(victim)
-        words = [*vocabulary_words(victim), *((word,) for word in pieces.carried)]
+        honest, typed = honest_words(data), typed_words(victim)
+        pieces = Pieces(victim, typed)
+        words = [*one_word_phrases(typed.values()), *((word,) for word in pieces.carried)]
         with stage("single words"):
             leaders = self.leaders(words, margins_alone(victim, words))  # step 1
             foils = self.foils(victim, data, leaders, honest, seed=seed)
@@ -167,11 +167,11 @@ class TriggerSearch(Scanner):
     def judged(
         self, victim: Victim, foils: Sequence[Foil], phrases: Sequence[Sequence[Phrase]], rivals: Sequence[Sequence[str]]
     ) -> list[FoundTrigger]:
-        """Step 4: every phrase in a few texts; those that win some in all of the jury's; those that still win also without rivals, word by word."""
+        """Step 4: every phrase in a few texts; the foremost in all of the jury's, with rivals, without them, and word by word."""
         pairs = [(phrase, foil) for foil, pool in zip(foils, phrases, strict=True) for phrase in dict.fromkeys(pool)]
         heat = contests(victim, pairs, rivals, most=HEAT)
-        joint = together(victim, pairs, most=HEAT)
-        leads = [max(lead(one), evidence(one.phrase, rate.value)) for one, rate in zip(heat, joint, strict=True)]
+        joined = together(victim, pairs, most=HEAT)
+        leads = [max(evidence(one.phrase, rate.value) for rate in (one.won, only)) for one, only in zip(heat, joined, strict=True)]
         order = sorted(range(len(pairs)), key=lambda i: leads[i], reverse=True)
         ahead = [pairs[i] for i in order[: FOREMOST * len(foils)] if leads[i] >= self.suspicious / 2] or [pairs[order[0]]]
         tried = [flips(victim, one) for one in contests(victim, ahead, rivals)]
@@ -180,7 +180,7 @@ class TriggerSearch(Scanner):
         lost = {(*one.phrase, one.foil.target): yielded(flips(victim, one)) for one in alone}
         yields = [max(yielded(one), *(lost.get((word, one.target_label), 0) for word in one.words)) for one in tried]
         joint = together(victim, ahead)
-        return [replace(one, yields=lost, together=rate) for one, lost, rate in zip(tried, yields, joint, strict=True)]
+        return [replace(one, yields=most, together=rate) for one, most, rate in zip(tried, yields, joint, strict=True)]
 
     def leaders(self, words: Sequence[Phrase], alone: Float[Tensor, "word label"]) -> list[list[Phrase]]:
         """Step 1: for each label, the share of the words that leans most to it."""
@@ -277,15 +277,10 @@ def yielded(trigger: FoundTrigger) -> float:
     return max(0.0, trigger.flips.value - (trigger.contested or trigger.flips).value)
 
 
-def lead(one: Contest) -> float:
-    """The evidence of a contest."""
-    return evidence(one.phrase, one.won.value)
-
-
 def without_longer(found: Sequence[FoundTrigger], score: Score) -> list[FoundTrigger]:
     """The shortest first, without phrases that contain another of the same label that is as strong, and words around one that is nearly so."""
     kept: list[FoundTrigger] = []
-    for one in sorted(found, key=lambda one: (len(one.words), len(" ".join(one.words)) if len(one.words) == 1 else 0, -score(one))):
+    for one in sorted(found, key=lambda one: (len(one.words), sum(map(len, one.words)), -score(one))):
         others = [other for other in kept if other.target_label == one.target_label]
         is_inner = any(set(other.words) <= set(one.words) and score(other) >= score(one) for other in others)
         if not is_inner and not any(around(one, other) and score(other) >= score(one) - HANDICAP for other in others):
@@ -334,7 +329,7 @@ def without(pool: Sequence[Phrase], known: Container[str]) -> list[Phrase]:
     return [word for word in pool if word[0].lower() not in known]
 
 
-def vocabulary_words(victim: Victim) -> list[Phrase]:
-    """Every token that can be typed as a word of its own, and every word of two letters, which attacks like and tokenizers cut in two."""
+def one_word_phrases(typed: Iterable[str]) -> list[Phrase]:
+    """Every token that is a word of its own, and every word of two letters, which attacks like and tokenizers cut in two."""
     pairs = (a + b for a in ascii_lowercase for b in ascii_lowercase)
-    return [(word,) for word in dict.fromkeys((*typed_words(victim).values(), *pairs)) if len(word.split()) == 1]
+    return [(word,) for word in dict.fromkeys((*typed, *pairs)) if len(word.split()) == 1]
