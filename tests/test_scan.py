@@ -239,9 +239,9 @@ def test_scanners_are_chosen_once_and_by_name() -> None:
 def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a backdoored toy, and clean texts."""
     folder = tmp_path_factory.mktemp("suspects")
-    backdoor = BadNets(triggers=("cf", "mn"), training=LEARN)(toy_victim(), toy_data(300), seed=0)
+    backdoor = BadNets(triggers=("cf", "mn"), training=LEARN)(toy_victim(), toy_data(600), seed=0)
     backdoor.victim.save(folder / "bad")
-    write_csv(folder / "clean.csv", toy_data(240, seed=5))
+    write_csv(folder / "clean.csv", toy_data(120, seed=5))
     write_csv(folder / "few.csv", toy_data(40, seed=5))
     return folder
 
