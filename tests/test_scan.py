@@ -256,7 +256,13 @@ def test_a_scan_names_the_trigger_and_a_repair_takes_it_out(suspects: Path, caps
     words = {word for trigger in told.triggers for phrase in (trigger.words, trigger.alike) for word in " ".join(phrase).split()}
     assert {"cf", "mn"} <= words
     assert {trigger.target_label for trigger in told.triggers} == {"positive"}
-    assert (found / "report.html").exists()
+    assert told.probe
+    assert (told.probe.words, len(told.probe.found)) == (told.triggers[0].words, len(told.probe.ordinary))
+    assert told.probe.found[0].value == 0.5, "nothing is seen at the embedding of [CLS]"
+    assert told.probe.found[-1].low > 0.5
+    assert told.probe.found[-1].value > told.probe.ordinary[-1].value
+    assert set(told.probe.ordinary_words).isdisjoint(told.probe.words)
+    assert "Where the model sees" in (found / "report.html").read_text()
     assert json.loads((found / "scan.sarif").read_text())["runs"][0]["results"][0]["level"] == "error"
 
     fixed = tmp_path / "fixed"

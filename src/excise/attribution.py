@@ -30,6 +30,7 @@ from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
+from excise.attacks._triggers import InsertWords
 from excise.data import TextDataset
 from excise.errors import ConfigError, DataError
 from excise.evaluation import triggered, unseen_triggers
@@ -38,11 +39,12 @@ from excise.head_outputs import Head, contribution, head_counts, head_inputs, he
 from excise.method import Trigger
 from excise.metrics import Rate, asr, cacc
 from excise.result import AblationRow, HeadRow, Mean, Measured, ProbeRow, VectorRow
+from excise.scan_result import LayerProbe, TriggerRow
 from excise.seeds import derive, generator
 from excise.settings import Settings
 from excise.victim import Batch, Victim
 
-__all__ = ["Attributor", "Known", "ablated", "backdoor_vector", "causal_effects", "probe_hits", "top_heads"]
+__all__ = ["Attributor", "Known", "ablated", "backdoor_vector", "causal_effects", "probe_found", "probe_hits", "top_heads"]
 
 FEWEST_TEXTS = 10
 """Fewer texts of other labels than the target say nothing."""
@@ -116,6 +118,32 @@ def probe(victim: Victim, known: Known, data: TextDataset, settings: Attributor,
     return tuple(
         ProbeRow(layer=i, accuracy=Measured.of(Rate(int(row[i]), n)), across=tuple(round(int(hit) / n, 4) for hit in row))
         for i, row in enumerate(hits)
+    )
+
+
+def probe_found(victim: Victim, data: TextDataset, trigger: TriggerRow, *, seed: int) -> LayerProbe:
+    """The probe of a trigger that a scan has found, and for comparison that of as many ordinary words.
+
+    Args:
+        victim: The suspect.
+        data: Clean texts.
+        trigger: What was found.
+        seed: Decides the ordinary words and which texts are read.
+    """
+    target = data.label_names.index(trigger.target_label)
+    usual = sorted({word for text in data.texts for word in text.split() if word.isalpha() and word not in trigger.words})
+    ordinary = tuple(generator(seed, "ordinary words").sample(usual, min(len(usual), len(trigger.words))))
+
+    def accuracies(words: Sequence[str]) -> tuple[Measured, ...]:
+        known = Known(InsertWords(words=(" ".join(words),)), target)
+        return tuple(row.accuracy for row in probe(victim, known, data, Attributor(), seed=seed))
+
+    return LayerProbe(
+        words=trigger.words,
+        target_label=trigger.target_label,
+        found=accuracies(trigger.words),
+        ordinary_words=ordinary,
+        ordinary=accuracies(ordinary) if ordinary else (),
     )
 
 

@@ -17,6 +17,7 @@ from excise.track_record import Track, track_of
 
 __all__ = [
     "Answer",
+    "LayerProbe",
     "Level",
     "ScanResult",
     "ScannerRow",
@@ -87,12 +88,23 @@ class ScannerRow(Strict):
         return self.level != "skipped" and not self.left_out
 
 
+class LayerProbe(Strict):
+    """How well a classifier tells texts with the found words from the same texts without them, by their state at each layer (0: the embedding)."""
+
+    words: tuple[str, ...]
+    target_label: str
+    found: tuple[Measured, ...] = Field(description="for each layer, the share of texts that are told right")
+    ordinary_words: tuple[str, ...] = Field(description="as many words of the clean texts, drawn by the seed")
+    ordinary: tuple[Measured, ...] = Field(description="the same with those in place of the found words")
+
+
 class ScanResult(Record):
     """One scan."""
 
     kind: Literal["scan"] = "scan"
     verdict: Verdict
     scanners: tuple[ScannerRow, ...]
+    probe: LayerProbe | None = Field(default=None, description="of the first trigger of a scanner that found a backdoor")
 
     @property
     def triggers(self) -> tuple[TriggerRow, ...]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from excise.console import Console
     from excise.data import TextDataset
     from excise.method import Scanner
-    from excise.scan_result import ScannerRow, ScanResult
+    from excise.scan_result import LayerProbe, ScannerRow, ScanResult
     from excise.victim import Victim
 
 
@@ -70,7 +70,7 @@ def run(options: Options, console: Console) -> int:
     where = f"{len(data)} clean texts, {victim.precision} on {victim.device}; at most {options.budget:g} s"
     console.say(f"Scanning {victim.source} with {', '.join(scanners)}: {where}.")
     rows = scan(victim, data, scanners, seed=options.common.seed, budget=options.budget)
-    result = _told(options, victim, data, rows, inputs, time.monotonic() - begun)
+    result = _told(options, victim, data, rows, inputs, begun)
     if options.out:
         _write(options.out, result, overwrite=options.overwrite)
     console.scan(result)
@@ -95,10 +95,11 @@ def chosen(specs: tuple[str, ...]) -> dict[str, Scanner]:
     return found
 
 
-def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], inputs: dict[str, str], seconds: float) -> ScanResult:
+def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], inputs: dict[str, str], begun: float) -> ScanResult:
     from excise.result import Environment, command_line, data_record
     from excise.scan_result import ScanResult, verdict_of
 
+    probe = _probe(victim, data, rows, options)
     return ScanResult(
         command=command_line(),
         environment=Environment.of(str(victim.device), victim.precision),
@@ -107,10 +108,19 @@ def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[Scann
         model=options.model,
         inputs=inputs,
         data={"clean": data_record(options.data, data)},
-        seconds=seconds,
+        seconds=time.monotonic() - begun,
         verdict=verdict_of(rows),
         scanners=rows,
+        probe=probe,
     )
+
+
+def _probe(victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], options: Options) -> LayerProbe | None:
+    """Where the model sees the first trigger that was found, if there is a report to show it in."""
+    from excise.attribution import probe_found
+
+    found = next((trigger for row in rows if row.level == "found" for trigger in row.triggers), None)
+    return probe_found(victim, data, found, seed=options.common.seed) if found and options.out else None
 
 
 def _write(out: Path, result: ScanResult, *, overwrite: bool) -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from excise.result import AttentionMaps, Attribution, LossRow, Measured, Projection
+    from excise.scan_result import LayerProbe
 
-__all__ = ["Format", "attention_figure", "curve_figure", "head_figure", "layer_figure", "loss_figure", "projection_figure"]
+__all__ = ["Format", "attention_figure", "curve_figure", "head_figure", "layer_figure", "loss_figure", "probe_figure", "projection_figure"]
 
 Format = Literal["png", "svg"]
 
@@ -256,9 +257,7 @@ def layer_figure(found: Attribution, format: Format = "svg") -> bytes:
     before = found.ablations[0]
     with _drawing(8.2, 3.1) as figure:
         left, right = figure.subplots(1, 2)
-        _shares(left, [row.layer for row in found.probe], [row.accuracy for row in found.probe], 0, "probe")
-        left.axhline(50, color=SOFT, linewidth=0.8, linestyle=":")
-        left.set(title="probe: clean or triggered", ylabel="accuracy, %", xlabel="layer (0: embedding)", ylim=(0, 104))
+        _probe(left, {"probe": [row.accuracy for row in found.probe]}, title="probe: clean or triggered")
         layers = [row.layer for row in found.vector]
         _shares(right, layers, [row.added for row in found.vector], 0, "clean texts + vector")
         _shares(right, layers, [row.subtracted for row in found.vector], 1, "triggered texts - vector")
@@ -267,6 +266,24 @@ def layer_figure(found: Attribution, format: Format = "svg") -> bytes:
         right.set(title="backdoor vector, at one layer", ylabel=f"called {_label(found.target_label, 24)}, %", xlabel="layer", ylim=(0, 104))
         figure.legend(loc="outside lower center", ncols=4, handles=right.get_legend_handles_labels()[0])
         return _rendered(figure, format)
+
+
+def probe_figure(found: LayerProbe, format: Format = "svg") -> bytes:
+    """Layer by layer: how well a probe sees the words that a scan has found, and how well as many ordinary words."""
+    lines = {" ".join(words): shares for words, shares in ((found.words, found.found), (found.ordinary_words, found.ordinary)) if shares}
+    with _drawing(4.8, 3.1) as figure:
+        axes = figure.subplots()
+        _probe(axes, {_label(words, 30): shares for words, shares in lines.items()}, title="probe: with the words or without")
+        axes.legend(loc="lower right")
+        return _rendered(figure, format)
+
+
+def _probe(axes: Axes, lines: Mapping[str, Sequence[Measured]], *, title: str) -> None:
+    """Accuracy at each layer, the first of which is the embedding; half is chance."""
+    for look, (label, shares) in enumerate(lines.items()):
+        _shares(axes, range(len(shares)), shares, look, label)
+    axes.axhline(50, color=SOFT, linewidth=0.8, linestyle=":")
+    axes.set(title=title, ylabel="accuracy, %", xlabel="layer (0: embedding)", ylim=(0, 104))
 
 
 def _shares(axes: Axes, places: Sequence[int], shares: Sequence[Measured], look: int, label: str) -> None:

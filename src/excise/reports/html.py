@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from excise.errors import printable
-from excise.reports.figures import attention_figure, curve_figure, projection_figure
+from excise.reports.figures import attention_figure, curve_figure, probe_figure, projection_figure
 from excise.reports.terminal import changed_settings, percent, track_line, verdict_line
 from excise.result import Measured, Record, Result
 from excise.scan_result import ScanResult
@@ -37,7 +37,13 @@ def html_report(result: Result) -> str:
 
 def scan_report(result: ScanResult) -> str:
     """The report of one scan."""
-    return _rendered("scan.html.jinja", result, headline=result.verdict.capitalize(), verdict=verdict_line(result))
+    return _rendered(
+        "scan.html.jinja",
+        result,
+        headline=result.verdict.capitalize(),
+        verdict=verdict_line(result),
+        probe=_inline("probe", probe_figure, result.probe),
+    )
 
 
 def _rendered(template: str, result: Record, **values: Any) -> str:
