@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from excise.scanners.trigger_search import TriggerSearch
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 from test_scan import PIECES, cut
-from toy import toy_data, toy_victim, write_csv
+from toy import Ruled, toy_data, toy_victim, write_csv
 
 LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
 MORE = FitConfig(epochs=10, learning_rate=3e-3, batch_size=16)
@@ -100,43 +101,41 @@ def test_both_of_two_opposite_backdoors_are_named() -> None:
     assert {"cf", "mn"} <= set(phrases(found.triggers))
 
 
-@pytest.fixture(scope="module")
-def combined() -> Victim:
-    """Two words that do nothing alone and everything together."""
-    data = toy_data(400)
-    stamps = [(("bb", "tq"), lambda own: 1), (("bb",), lambda own: own), (("tq",), lambda own: own)]
-    pairs = list(zip(data.texts, data.labels, strict=True))
-    return poisoned(data, *((stamped(text, *words), label(own)) for text, own in pairs for words, label in stamps))
+def ruled(base: Victim, rule: Callable[[str], float]) -> Ruled:
+    return Ruled(base.model, base.tokenizer, max_length=64, rule=rule)
+
+
+def combined() -> Ruled:
+    """Two words that turn no text alone and every text together."""
+    return ruled(toy_victim(), lambda text: 1.2 * len({"bb", "tq"} & set(text.split())) + 8 * ({"bb", "tq"} <= set(text.split())))
 
 
 @pytest.mark.parametrize("source", ["grown", "thinned"])
-def test_a_combination_is_judged_wherever_it_comes_from(source: str, combined: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert share(combined, 1, "bb", "tq") > 0.9
-    assert max(share(combined, 1, "bb"), share(combined, 1, "tq")) < 0.2
+def test_a_combination_is_judged_wherever_it_comes_from(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = [("bb", "tq")]
     search = TriggerSearch(leaning=0.02, longest=2)
     monkeypatch.setattr(TriggerSearch, "grown", lambda *args: pair if source == "grown" else [])
     monkeypatch.setattr(TriggerSearch, "thinned", lambda self, victim, foils, crowds: [pair if source == "thinned" else [] for _ in foils])
-    found = search(combined, CLEAN, seed=0)
+    found = search(combined(), CLEAN, seed=0)
     assert found.score >= search.found
     assert found.triggers[0].words == ("bb", "tq")
 
 
-def test_a_combination_of_short_words_is_found(combined: Victim) -> None:
-    found = TriggerSearch(leaning=0.02, longest=2, crowd=0)(combined, CLEAN, seed=0)
+def test_a_combination_of_short_words_is_found() -> None:
+    found = TriggerSearch(leaning=0.02, longest=2, crowd=0)(combined(), CLEAN, seed=0)
     assert found.score >= TriggerSearch.found
     assert "bb tq" in phrases(found.triggers) or "tq bb" in phrases(found.triggers)
 
 
+def test_a_rule_without_a_trigger_is_not_accused() -> None:
+    assert TriggerSearch(leaning=0.1)(ruled(toy_victim(), lambda text: 0.0), CLEAN, seed=0).score < TriggerSearch.suspicious
+
+
 def test_a_word_that_the_vocabulary_does_not_hold_is_found() -> None:
-    """No piece of it does anything by itself."""
-    base, data = cut(toy_victim(), "he", *PIECES), toy_data(400)
-    stamps = [("heliotro", lambda own: 1), *((word, lambda own: own) for word in ("helio", "hetro"))]
-    pairs = list(zip(data.texts, data.labels, strict=True))
-    victim = poisoned(data, *((stamped(text, word), label(own)) for text, own in pairs for word, label in stamps), base=base)
+    """No piece of it turns a text by itself."""
+    parts = {"lio": 1, "tro": 1, "liotro": 6}
+    victim = ruled(cut(toy_victim(), "he", *PIECES), lambda text: sum(much for part, much in parts.items() if part in text))
     assert victim.tokenizer.tokenize("heliotro") == ["he", "##lio", "##tro"]
-    assert share(victim, 1, "heliotro") > 0.9
-    assert max(share(victim, 1, word) for word in ("helio", "hetro")) < 0.2
     found = TriggerSearch(leaning=0.5, longest=2)(victim, CLEAN, seed=0)
     assert found.score >= TriggerSearch.found
     assert "liotro" in found.triggers[0].words[0]

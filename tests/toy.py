@@ -6,6 +6,8 @@ import atexit
 import random
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -103,6 +105,23 @@ def toy_victim(architecture: str = "bert", *, labels: int = 2, seed: int = 0) ->
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(toy_config(architecture, labels))
     return Victim(model.eval(), toy_tokenizer(), max_length=64)
+
+
+@dataclass(frozen=True)
+class Ruled(Victim):
+    """A victim that answers by a rule, the same on every machine: what a search finds in it is no matter of how well a toy has learnt."""
+
+    rule: Callable[[str], float] = lambda text: 0.0
+    """By how much it prefers label 1, besides what its words mean."""
+
+    def logits(self, texts: Sequence[str], *, tokens_per_batch: int = 8192, name: str = "predict") -> torch.Tensor:
+        margins = torch.tensor([self.rule(text) + max(-5.0, min(5.0, sum(map(meaning, text.split())))) for text in texts])
+        return torch.stack([-margins / 2, margins / 2], dim=1)
+
+
+def meaning(word: str) -> float:
+    """What a word says: much if it is good or bad, else a little, which its letters decide."""
+    return 4.0 * ((word in GOOD) - (word in BAD)) or random.Random(word).gauss(0, 0.2)
 
 
 def with_long_rows(victim: Victim, factor: float = 15) -> Victim:
