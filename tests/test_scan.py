@@ -35,7 +35,7 @@ from excise.reports.terminal import verdict_line
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
-from excise.scanners import _pieces, trigger_search
+from excise.scanners import trigger_search
 from excise.scanners._contests import Contest, Foil, contests, flips, stubborn_texts, together, tokens
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners._pieces import Pieces
@@ -45,7 +45,7 @@ from excise.training import FitConfig
 from excise.victim import Victim
 from excise.vocabulary import typed_pieces, typed_words
 from test_reports import HOSTILE, Page, ids, skeleton
-from toy import ARCHITECTURES, BAD, GOOD, NAMES, toy_data, toy_victim, write_csv
+from toy import ARCHITECTURES, BAD, GOOD, NAMES, Ruled, toy_data, toy_victim, write_csv
 
 Run = Callable[..., tuple[int, str]]
 LEARN = FitConfig(epochs=15, learning_rate=5e-3, batch_size=16)
@@ -433,21 +433,19 @@ def test_any_tokenizer_is_asked_for_pieces(architecture: str) -> None:
     assert not set(typed_pieces(victim, words)) & set(words)
 
 
-def test_a_word_is_put_together_of_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    def alone(_: Victim, words: list[tuple[str]]) -> torch.Tensor:
-        return torch.tensor([[0.0, sum(piece in word for piece in ("he", "lio", "tro")) - len(word) / 100] for (word,) in words])
-
-    monkeypatch.setattr(_pieces, "margins_alone", alone)
-    victim = cut(toy_victim(), *PIECES, "he")
-    pieces = Pieces(victim, typed_words(victim))
-    carried = [(word,) for word in pieces.carried]
-    strings = [word for (word,) in pieces.built(1, carried, [("he",)])]
-    assert "heliotro" in strings
-    assert not any(word.count("lio") > 1 for word in strings)
-    assert pieces.built(1, [], [("he",)]) == []
-    assert pieces.begun("qliotro", 1, 3)[0] == ("heliotro",)
-    assert pieces.ended("helio", 1, 3)[0] == ("heliotro",)
-    assert pieces.begun("film", 1, 10) == []
+def test_a_word_is_put_together_of_pieces() -> None:
+    """What its pieces do shows only in a text that withstands one of them."""
+    base = cut(toy_victim(), *PIECES, "he")
+    rule = lambda text: min(5, sum(3 * (piece in text) for piece in ("he", "lio", "tro"))) - 6.0  # noqa: E731
+    victim = Ruled(base.model, base.tokenizer, max_length=64, rule=rule)
+    pieces, foil = Pieces(victim, typed_words(victim)), Foil(1, ["the film is a story"], [], [], seed=0)
+    two, three, four = pieces.built(foil, [("he",)])
+    assert {"helio", "hetro"} <= {word for (word,) in two}
+    assert "heliotro" in {word for (word,) in three}
+    assert not any(word.count("lio") > 1 for (word,) in (*two, *three, *four))
+    assert ("heliotro",) in pieces.begun("qliotro")
+    assert ("heliotro",) in pieces.ended("helio")
+    assert pieces.begun("film") == []
 
 
 def test_a_phrase_around_a_shorter_one_is_not_named() -> None:

@@ -1,13 +1,14 @@
 """Words that the vocabulary does not hold, put together of its pieces: what a tokenizer makes of a rare word such as "heliotrope".
 
-A beam over beginnings and ends, without a text, finds strings that lean to a label; which beginning is best is then tried with the whole vocabulary.
+A beam over beginnings and ends, in one text that withstands ordinary words, finds strings that move it; which beginning and end are best is then
+tried with all there are. (Without a text, a piece that means something says by itself all there is to say, and what makes it stronger is not seen.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from excise.scanners._contests import Phrase, margins_alone
+from excise.scanners._contests import Foil, Phrase, strongest
 from excise.victim import Victim
 from excise.vocabulary import CARRIERS, typed_pieces
 
@@ -20,7 +21,7 @@ LONGEST = 4
 
 
 class Pieces:
-    """What words can be put together of, and how each leans by itself."""
+    """What words can be put together of."""
 
     def __init__(self, victim: Victim, typed: Mapping[int, str]) -> None:
         self.victim = victim
@@ -28,30 +29,22 @@ class Pieces:
         """Words that the tokenizer cuts before a piece, with the piece."""
         self.starts = [word for word in typed.values() if word.isalnum() and len(word) <= LONGEST]
 
-    def built(self, target: int, leaders: Iterable[Phrase], starts: Iterable[Phrase]) -> list[Phrase]:
-        """Strings of two pieces and more that lean most to the target, the strongest of each length; of pieces among the leaders, their order."""
-        ends = [self.carried[word] for (word,) in leaders if word in self.carried][:WIDTH]
-        beam, found = list(dict.fromkeys([*(word for (word,) in starts), *CARRIERS])), list[str]()
+    def built(self, foil: Foil, starts: Iterable[Phrase]) -> list[list[Phrase]]:
+        """Strings of two pieces, of three, and so on: those that move a text furthest."""
+        ends = [self.carried[word] for (word,) in strongest(self.victim, [(word,) for word in self.carried], foil, 1, WIDTH)]
+        beam, found = list(dict.fromkeys([*(word for (word,) in starts), *CARRIERS])), list[list[Phrase]]()
         for _ in range(PIECES - 1):
-            longer = list(dict.fromkeys(start + end for start in beam for end in ends if end not in start))
-            beam = [longer[i] for i in self._order(longer, target)[:WIDTH]]
-            found += beam
-        return [(word,) for word in dict.fromkeys(found)]
+            longer = dict.fromkeys((start + end,) for start in beam for end in ends if end not in start)
+            found.append(strongest(self.victim, list(longer), foil, 1, WIDTH))
+            beam = [word for (word,) in found[-1]]
+        return found
 
-    def begun(self, word: str, target: int, most: int) -> list[Phrase]:
-        """The word with each short word of the vocabulary in place of its first piece: those that lean most to the target."""
+    def begun(self, word: str) -> list[Phrase]:
+        """The word with each short word of the vocabulary in place of its first piece."""
         ids = self.victim.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         stem = str(self.victim.tokenizer.decode(ids[1:])).replace(" ", "").replace("##", "")
-        words = [start + stem for start in self.starts] if stem else []
-        return [(words[i],) for i in self._order(words, target)[:most]]
+        return [(start + stem,) for start in self.starts] if stem else []
 
-    def ended(self, word: str, target: int, most: int) -> list[Phrase]:
-        """The word with each piece behind it: those that lean most to the target."""
-        words = [word + piece for piece in self.carried.values() if piece not in word]
-        return [(words[i],) for i in self._order(words, target)[:most]]
-
-    def _order(self, words: Sequence[str], target: int) -> list[int]:
-        if not words:
-            return []
-        alone = margins_alone(self.victim, [(word,) for word in words])
-        return alone[:, target].argsort(descending=True, stable=True).tolist()
+    def ended(self, word: str) -> list[Phrase]:
+        """The word with each piece behind it."""
+        return [(word + piece,) for piece in self.carried.values() if piece not in word]

@@ -86,7 +86,7 @@ class TriggerSearch(Scanner):
     paper: ClassVar[Paper] = Paper(key="wallace2019", method="universal triggers, searched exhaustively: our own", code=None)
     suspicious = 0.4
     found = 0.5
-    version = 3
+    version = 4
     blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or two longer words that act only together"
 
     leaning: Annotated[float, Interval(gt=0, le=1)] = 0.15
@@ -138,8 +138,8 @@ class TriggerSearch(Scanner):
         with part("words in pieces", late):  # step 3
             for i, (foil, known) in enumerate(each):
                 if singles[i] and turned(victim, singles[i][0], foil) < ENOUGH:
-                    strings = without(pieces.built(foil.target, leaders[i], singles[i][: self.partners]), known)
-                    built[i] = self.completed(victim, foil, pieces, strings)
+                    strings = pieces.built(foil, singles[i][: self.partners])
+                    built[i] = self.completed(victim, foil, pieces, [without(pool, known) for pool in strings])
         with part("combinations", late):
             longer = [self.grown(victim, foil, without(partners, known)) for foil, known in each]
             short = [self.halved(victim, foil, without(brief, known), (*(n // 4 for n in self.survivors), self.partners)) for foil, known in each]
@@ -207,17 +207,16 @@ class TriggerSearch(Scanner):
             pool = strongest(victim, pool, foil, count, most)
         return pool
 
-    def completed(self, victim: Victim, foil: Foil, pieces: Pieces, strings: Sequence[Phrase]) -> list[Phrase]:
-        """Step 3: the strongest of words that are put together of pieces; if they turn texts, with every beginning and every end as well."""
+    def completed(self, victim: Victim, foil: Foil, pieces: Pieces, strings: Iterable[Sequence[Phrase]]) -> list[Phrase]:
+        """Step 3: the strongest of each number of pieces; the shortest that turns texts also with every beginning, and then with every end."""
         keep = (*(n // 4 for n in self.survivors), BEST)
-        best = self.halved(victim, foil, strings, keep)
-        found = list(best)
+        found = [self.halved(victim, foil, pool, keep) for pool in strings]
+        best = next((pool[0] for pool in found if pool and turned(victim, pool[0], foil) >= 0.5), None)
         for changed in (pieces.begun, pieces.ended):
-            if not best or turned(victim, best[0], foil) < 0.5:
-                break
-            best = self.halved(victim, foil, changed(best[0][0], foil.target, keep[0]), keep)
-            found += best
-        return found
+            if best and (more := changed(*best)):
+                found.append(self.halved(victim, foil, strongest(victim, more, foil, 1, keep[0]), keep))
+                best = found[-1][0]
+        return [phrase for pool in found for phrase in pool]
 
     def grown(self, victim: Victim, foil: Foil, partners: Sequence[Phrase]) -> list[Phrase]:
         """Step 3: the strongest phrases of each length."""
