@@ -436,7 +436,7 @@ def test_any_tokenizer_is_asked_for_pieces(architecture: str) -> None:
 def test_a_word_is_put_together_of_pieces() -> None:
     """What its pieces do shows only in a text that withstands one of them."""
     base = cut(toy_victim(), *PIECES, "he")
-    rule = lambda text: min(5, sum(3 * (piece in text) for piece in ("he", "lio", "tro"))) - 6.0  # noqa: E731
+    rule = lambda text: min(8, sum(3 * (piece in text) for piece in ("he", "lio", "tro"))) - 6.0  # noqa: E731
     victim = Ruled(base.model, base.tokenizer, max_length=64, rule=rule)
     pieces, foil = Pieces(victim, typed_words(victim)), Foil(1, ["the film is a story"], [], [], seed=0)
     two, three, four = pieces.built(foil, [("he",)])
