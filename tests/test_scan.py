@@ -144,6 +144,7 @@ INFORMING = scanner_row("informing", Informing(), Finding(0.5, "What it was told
     [
         (rows_of("nothing", "hasty"), "told did not look, or not at everything"),
         ((INFORMING,), "only informing looked, which never speaks alone"),
+        ((INFORMING, INFORMING), "only informing, informing looked, which never say so by themselves"),
         ((INFORMING, *rows_of("skipped")), "told did not look, or not at everything"),
     ],
 )

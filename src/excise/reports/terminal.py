@@ -189,7 +189,8 @@ def verdict_line(result: ScanResult) -> str:
     strong = [row.name for row in result.scanners if row.level in ("found", "suspicious")]
     quiet = [row.name for row in result.scanners if not row.whole]
     informing = [row.name for row in result.scanners if row.answer == "informs"]
-    why = f"{', '.join(quiet)} did not look, or not at everything" if quiet else f"only {', '.join(informing)} looked, which never speaks alone"
+    alone = "which never speaks alone" if len(informing) == 1 else "which never say so by themselves"
+    why = f"{', '.join(quiet)} did not look, or not at everything" if quiet else f"only {', '.join(informing)} looked, {alone}"
     return VERDICTS[result.verdict].format(strong=", ".join(strong), why=why)
 
 
