@@ -235,6 +235,12 @@ def test_quality_is_counted_over_models_that_work_and_were_looked_at() -> None:
     assert quality(clean, "told").auroc is None
 
 
+def test_rounding_ranks_no_model_above_another() -> None:
+    """The lower end of an interval of no hits is 0 for some sizes and 6e-18 for others."""
+    for name in ("told", VERDICT):
+        assert quality([specimen(0.0), specimen(6e-18, attack="lwp")], name).auroc == 0.5
+
+
 def test_a_trigger_is_named_only_by_what_a_scanner_calls_suspicious() -> None:
     assert specimen(3, attack="badnets", words=("CF", "mn"), named=("cf",)).names_trigger(first=True)
     assert specimen(3, attack="badnets", words=("cf",), named=("xx", "cf")).names_trigger()

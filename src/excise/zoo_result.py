@@ -25,6 +25,8 @@ CLEAN = "clean"
 """The kind of a model without a backdoor."""
 VERDICT = "verdict"
 """The name of what all scanners say together."""
+DIGITS = 9
+"""Scores that are equal to so many decimals are a tie: what differs beyond is rounding."""
 
 
 def specimen_name(part: Part, data: str, layers: int | str, kind: str, triggers: Sequence[str], seed: int) -> str:
@@ -159,7 +161,7 @@ def quality(specimens: Iterable[Specimen], scanner: str) -> Quality:
     clean, bad = [one for one in seen if not one.attack], [one for one in seen if one.attack]
     area = span = None
     if clean and bad:
-        scores: Sequence[float] = [one.score(scanner) or 0.0 for one in (*clean, *bad)]
+        scores = [round(one.score(scanner) or 0.0, DIGITS) for one in (*clean, *bad)]
         area = auroc(scores, [False] * len(clean) + [True] * len(bad))
         span = auroc_interval(area, len(bad), len(clean))
 
