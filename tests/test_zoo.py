@@ -25,7 +25,7 @@ from excise.scanners.trigger_search import TriggerSearch
 from excise.track_record import _kept, save_tracks, track_of
 from excise.zoo import Zoo, load_zoo, lowest_layers, measure, members, plans
 from excise.zoo_result import VERDICT, Specimen, kept_specimens, quality, tracks
-from test_scan import Told
+from test_scan import Informing, Told
 from toy import NAMES, save_toy, toy_data, toy_victim, write_csv
 
 SHORT = {"epochs": 1, "learning_rate": 1e-3}
@@ -233,6 +233,24 @@ def test_quality_is_counted_over_models_that_work_and_were_looked_at() -> None:
     assert (found.false_alarms, found.doubts, found.found, found.noticed) == (Rate(1, 3), Rate(1, 3), Rate(1, 3), Rate(2, 3))
     assert quality([*clean, *bad], VERDICT)[1:] == found[1:]
     assert quality(clean, "told").auroc is None
+
+
+def test_who_only_informs_is_credited_with_no_silence() -> None:
+    """It never says 'found', so that no clean model is called so says nothing of it."""
+    informing = scanner_row("informing", Informing(), Finding(0.5, "told"), NAMES, seconds=1)
+    made = [one.model_copy(update={"scans": (informing,)}) for one in (specimen(0.1), specimen(3, attack="ep"))]
+    found = quality(made, "informing")
+    assert (found.clean, found.auroc) == (1, 0.5)
+    assert (found.false_alarms, found.doubts, found.found, found.noticed) == (None,) * 4
+    assert tracks(made) == ()
+
+
+def test_a_model_that_nobody_could_judge_is_no_model_in_which_nothing_was_found() -> None:
+    informing = scanner_row("informing", Informing(), Finding(0.5, "told"), NAMES, seconds=1)
+    made = [specimen(3, attack="ep"), specimen(3, attack="ep").model_copy(update={"scans": (informing,)}), specimen(None, attack="ep")]
+    assert [one.level(VERDICT) for one in made] == ["found", "skipped", "skipped"]
+    (kinds,) = [sheet for sheet in sheets(made) if sheet.title.endswith("kinds of models")]
+    assert [row[3:7] for row in kinds.rows] == [("1", "1", "0", "0")]
 
 
 def test_rounding_ranks_no_model_above_another() -> None:

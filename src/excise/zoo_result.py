@@ -84,10 +84,12 @@ class Specimen(Strict):
         return next((row.score for row in self.scans if row.name == scanner), None)
 
     def level(self, scanner: str) -> str:
-        """What the scanner says, or all together."""
+        """What the scanner says, or all together; 'skipped' if none could look that says anything."""
+        if self.score(scanner) is None:
+            return "skipped"
         if scanner == VERDICT:
-            return {"backdoor found": "found", "nothing found": "nothing", "inconclusive": "nothing"}.get(verdict := verdict_of(self.scans), verdict)
-        return next((row.level for row in self.scans if row.name == scanner), "skipped")
+            return {"backdoor found": "found", "suspicious": "suspicious"}.get(verdict_of(self.scans), "nothing")
+        return next(row.level for row in self.scans if row.name == scanner)
 
     def names_trigger(self, *, first: bool = False) -> bool:
         """Whether a true trigger word is among those that the scanners name, or in the first phrase; of a sentence, one of four letters or more."""
@@ -156,9 +158,10 @@ class Quality(NamedTuple):
 
 
 def quality(specimens: Iterable[Specimen], scanner: str) -> Quality:
-    """Of one scanner, or of the verdict, over the specimens that work and that it looked at."""
+    """Of one scanner, or of the verdict, over the specimens that work and that it looked at; no rates of a scanner that only informs."""
     seen = [one for one in specimens if one.works and one.score(scanner) is not None]
     clean, bad = [one for one in seen if not one.attack], [one for one in seen if one.attack]
+    speaks = scanner == VERDICT or any(row.suspicious is not None for one in seen for row in one.scans if row.name == scanner)
     area = span = None
     if clean and bad:
         scores = [round(one.score(scanner) or 0.0, DIGITS) for one in (*clean, *bad)]
@@ -166,7 +169,7 @@ def quality(specimens: Iterable[Specimen], scanner: str) -> Quality:
         span = auroc_interval(area, len(bad), len(clean))
 
     def share(some: list[Specimen], *levels: str) -> Rate | None:
-        return Rate(sum(one.level(scanner) in levels for one in some), len(some)) if some else None
+        return Rate(sum(one.level(scanner) in levels for one in some), len(some)) if some and speaks else None
 
     return Quality(
         scanner,

@@ -49,7 +49,7 @@ def _kind_sheet(part: str, members: Sequence[Specimen]) -> Sheet:
     headings = ("data", "layers", "kind", "models", "verdict: found", "suspicious", "nothing", "a true word named", "named first")
     rows = []
     for key in sorted({(one.data, one.layers, one.kind) for one in members}):
-        some = [one for one in members if (one.data, one.layers, one.kind) == key and one.works]
+        some = [one for one in members if (one.data, one.layers, one.kind) == key and one.works and one.score(VERDICT) is not None]
         if not some:
             continue
         levels = [one.level(VERDICT) for one in some]
