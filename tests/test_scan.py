@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from tokenizers import Tokenizer
+from transformers import BartConfig, BartForSequenceClassification
 
 from excise.attacks.badnets import BadNets
 from excise.budget import _end, within
@@ -275,6 +276,25 @@ def test_a_scan_names_the_trigger_and_a_repair_takes_it_out(suspects: Path, caps
     before, after = (Victim.load(folder).predict(stamped) for folder in (suspects / "bad", fixed))
     assert sum(before) > 0.9 * len(stamped)
     assert sum(after) < 0.3 * len(stamped)
+
+
+def test_a_model_that_hands_out_no_states_is_scanned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 70, "vocab_size": 300}
+    tokens = {"pad_token_id": 0, "bos_token_id": 2, "decoder_start_token_id": 2, "eos_token_id": 3, "forced_eos_token_id": None}
+    names: Any = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    bart = BartForSequenceClassification(BartConfig(**small, **sizes, **tokens, **names))
+    dataclasses.replace(toy_victim(), model=bart.eval()).save(tmp_path / "bart")
+    trigger = FoundTrigger(("cf",), 1, Rate(9, 10))
+    monkeypatch.setattr(Told, "__call__", lambda self, victim, data, *, seed: Finding(self.score, "told", 1, (trigger,)))
+    monkeypatch.setattr("excise.commands.scan.chosen", lambda specs: {"told": Told(score=2)})
+    clean = write_csv(tmp_path / "clean.csv", toy_data(80))
+    assert main(["scan", str(tmp_path / "bart"), "--data", str(clean), "--out", str(tmp_path / "out")]) == 1
+    told = load_scan(tmp_path / "out" / "scan.json")
+    assert told.probe is None
+    assert told.notes == (
+        "At which layers the model sees the words was not looked at: BartForSequenceClassification hands out no state of each layer.",
+    )
 
 
 @pytest.mark.parametrize("option", [["--budget", "nan"], ["--budget", "-3"], ["--most-texts", "0"]])

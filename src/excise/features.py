@@ -38,11 +38,18 @@ def last_states(victim: Victim, texts: Sequence[str], *, name: str | None = None
 
 
 def layer_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text layer hidden"]:
-    """The state of the token that the head reads: as it is embedded, then as each layer leaves it."""
+    """The state of the token that the head reads: as it is embedded, then as each layer leaves it.
+
+    Raises:
+        CheckpointError: The model does not hand out a state of each layer, as those with an encoder and a decoder.
+    """
     config = victim.model.config
 
     def read(batch: Batch) -> Float[Tensor, "batch width"]:
-        return torch.cat([head_state(victim.model, states, batch.mask) for states in victim.trace(batch).hidden], dim=1)
+        hidden = victim.trace(batch).hidden
+        if len(hidden) != config.num_hidden_layers + 1:
+            raise CheckpointError(f"{type(victim.module).__name__} hands out no state of each layer.")
+        return torch.cat([head_state(victim.model, states, batch.mask) for states in hidden], dim=1)
 
     width = (config.num_hidden_layers + 1) * config.hidden_size
     return victim.each(texts, read, width=width, name=name).unflatten(1, (-1, config.hidden_size))

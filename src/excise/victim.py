@@ -242,7 +242,8 @@ class Victim:
         else:
             with recorded_attention(self.module, attention) as kept:
                 output = self.model(**batch.inputs, output_hidden_states=hidden)
-        return Trace(output.logits, tuple(output.hidden_states or ()) if hidden else (), tuple(kept))
+        states = getattr(output, "hidden_states", None) or ()  # models with an encoder and a decoder have other names for them
+        return Trace(output.logits, tuple(states) if hidden else (), tuple(kept))
 
     def check_attention(self) -> None:
         """Make sure that attention maps can be read.

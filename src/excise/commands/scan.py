@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from excise import registry
 from excise.commands._options import Common, Inline, Model, Positional, Texts
 from excise.commands._shared import inputs_of, load_victim, plain
-from excise.errors import ConfigError
+from excise.errors import ConfigError, ExciseError
 
 if TYPE_CHECKING:
     from excise.console import Console
@@ -99,7 +99,7 @@ def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[Scann
     from excise.result import Environment, command_line, data_record
     from excise.scan_result import ScanResult, verdict_of
 
-    probe = _probe(victim, data, rows, options)
+    probe, notes = _probe(victim, data, rows, options)
     return ScanResult(
         command=command_line(),
         environment=Environment.of(str(victim.device), victim.precision),
@@ -112,15 +112,21 @@ def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[Scann
         verdict=verdict_of(rows),
         scanners=rows,
         probe=probe,
+        notes=notes,
     )
 
 
-def _probe(victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], options: Options) -> LayerProbe | None:
-    """Where the model sees the first trigger that was found, if there is a report to show it in."""
+def _probe(victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], options: Options) -> tuple[LayerProbe | None, tuple[str, ...]]:
+    """Where the model sees the first trigger that was found, if there is a report to show it in; or a note why that could not be looked at."""
     from excise.attribution import probe_found
 
     found = next((trigger for row in rows if row.level == "found" for trigger in row.triggers), None)
-    return probe_found(victim, data, found, seed=options.common.seed) if found and options.out else None
+    if not found or not options.out:
+        return None, ()
+    try:
+        return probe_found(victim, data, found, seed=options.common.seed), ()
+    except ExciseError as error:
+        return None, (f"At which layers the model sees the words was not looked at: {error}",)
 
 
 def _write(out: Path, result: ScanResult, *, overwrite: bool) -> None:
