@@ -16,13 +16,13 @@ from excise.attacks._triggers import InsertWords
 from excise.augmentations.maximiser import Maximiser
 from excise.cli import main
 from excise.defenses.ts_ft import TSFT
-from excise.errors import AttentionError, ConfigError, NeedsError
+from excise.errors import AttentionError, CheckpointError, ConfigError, NeedsError
 from excise.features import last_states
 from excise.inspection import CLEAN_TEXTS, TRIGGERED_TEXTS, attention_maps, draw_sample, pick_text, pictures, project, tsne
 from excise.pipeline import check_needs
 from excise.reports.figures import attention_figure, curve_figure, loss_figure, projection_figure
 from excise.result import AttentionMaps, Group, LossRow, Mean, Projection, Study
-from toy import ARCHITECTURES, save_toy, toy_data, toy_language_model, toy_victim, write_csv
+from toy import ARCHITECTURES, save_toy, toy_data, toy_encoder_decoder, toy_language_model, toy_victim, write_csv
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -215,6 +215,13 @@ def test_pictures_leave_out_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch)
     assert len(projections) == len(attention) == 1
     monkeypatch.setattr("excise.inspection.attention_maps", unreadable)
     assert pictures({"suspect": toy_victim()}, toy_data(20), trigger=None, target_label=None, seed=0) == (projections, ())
+
+
+def test_pictures_of_a_model_that_hands_out_nothing_are_none() -> None:
+    victim = toy_encoder_decoder()
+    assert pictures({"suspect": victim}, toy_data(20), trigger=None, target_label=None, seed=0) == ((), ())
+    with pytest.raises(CheckpointError, match="hands out no state of each layer"):
+        last_states(victim, ["the film"])
 
 
 # The commands

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import BartConfig, BartForSequenceClassification
 
 from excise.attacks.badnets import BadNets
 from excise.budget import _end, within
@@ -46,7 +45,7 @@ from excise.training import FitConfig
 from excise.victim import Victim
 from excise.vocabulary import typed_pieces, typed_words
 from test_reports import HOSTILE, Page, ids, skeleton
-from toy import ARCHITECTURES, BAD, GOOD, NAMES, Ruled, toy_data, toy_victim, write_csv
+from toy import ARCHITECTURES, BAD, GOOD, NAMES, Ruled, toy_data, toy_encoder_decoder, toy_victim, write_csv
 
 Run = Callable[..., tuple[int, str]]
 LEARN = FitConfig(epochs=15, learning_rate=5e-3, batch_size=16)
@@ -279,12 +278,7 @@ def test_a_scan_names_the_trigger_and_a_repair_takes_it_out(suspects: Path, caps
 
 
 def test_a_model_that_hands_out_no_states_is_scanned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 70, "vocab_size": 300}
-    tokens = {"pad_token_id": 0, "bos_token_id": 2, "decoder_start_token_id": 2, "eos_token_id": 3, "forced_eos_token_id": None}
-    names: Any = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
-    bart = BartForSequenceClassification(BartConfig(**small, **sizes, **tokens, **names))
-    dataclasses.replace(toy_victim(), model=bart.eval()).save(tmp_path / "bart")
+    toy_encoder_decoder().save(tmp_path / "bart")
     trigger = FoundTrigger(("cf",), 1, Rate(9, 10))
     monkeypatch.setattr(Told, "__call__", lambda self, victim, data, *, seed: Finding(self.score, "told", 1, (trigger,)))
     monkeypatch.setattr("excise.commands.scan.chosen", lambda specs: {"told": Told(score=2)})

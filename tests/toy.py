@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
@@ -122,6 +124,15 @@ class Ruled(Victim):
 def meaning(word: str) -> float:
     """What a word says: much if it is good or bad, else a little, which its letters decide."""
     return 4.0 * ((word in GOOD) - (word in BAD)) or random.Random(word).gauss(0, 0.2)
+
+
+def toy_encoder_decoder() -> Victim:
+    """A random model of an architecture that hands out neither a state nor a map of each layer: BART."""
+    halves = {f"{half}_{name}": value for half in ("encoder", "decoder") for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))}
+    tokens = {"pad_token_id": 0, "bos_token_id": 2, "decoder_start_token_id": 2, "eos_token_id": 3, "forced_eos_token_id": None}
+    names: Any = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    config = BartConfig(vocab_size=len(toy_tokenizer()), d_model=32, max_position_embeddings=70, **halves, **tokens, **names)
+    return Victim(BartForSequenceClassification(config).eval(), toy_tokenizer(), max_length=64)
 
 
 def with_long_rows(victim: Victim, factor: float = 15) -> Victim:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from excise.errors import CheckpointError
 from excise.victim import Batch, Victim
 
-__all__ = ["head_position", "head_state", "last_states", "layer_states", "pooled_states"]
+__all__ = ["head_position", "head_state", "hidden_states", "last_states", "layer_states", "pooled_states"]
 
 
 def head_position(model: Any, mask: Int[Tensor, "batch token"]) -> Int[Tensor, " batch"]:
@@ -27,11 +27,27 @@ def head_state(model: Any, hidden: Float[Tensor, "batch token hidden"], mask: In
     return hidden[torch.arange(len(hidden), device=hidden.device), head_position(model, mask)]
 
 
+def hidden_states(victim: Victim, batch: Batch) -> tuple[Float[Tensor, "batch token hidden"], ...]:
+    """The tokens as they are embedded, then as each layer leaves them.
+
+    Raises:
+        CheckpointError: The model does not hand them out, as those with an encoder and a decoder.
+    """
+    found = victim.trace(batch).hidden
+    if len(found) != victim.model.config.num_hidden_layers + 1:
+        raise CheckpointError(f"{type(victim.module).__name__} hands out no state of each layer.")
+    return found
+
+
 def last_states(victim: Victim, texts: Sequence[str], *, name: str | None = None) -> Float[Tensor, "text hidden"]:
-    """The last layer's state of each text that the head reads."""
+    """The last layer's state of each text that the head reads.
+
+    Raises:
+        CheckpointError: The model does not hand out a state of each layer.
+    """
     return victim.each(
         texts,
-        lambda batch: head_state(victim.model, victim.trace(batch).hidden[-1], batch.mask),
+        lambda batch: head_state(victim.model, hidden_states(victim, batch)[-1], batch.mask),
         width=victim.model.config.hidden_size,
         name=name,
     )
@@ -41,15 +57,12 @@ def layer_states(victim: Victim, texts: Sequence[str], *, name: str | None = Non
     """The state of the token that the head reads: as it is embedded, then as each layer leaves it.
 
     Raises:
-        CheckpointError: The model does not hand out a state of each layer, as those with an encoder and a decoder.
+        CheckpointError: The model does not hand out a state of each layer.
     """
     config = victim.model.config
 
     def read(batch: Batch) -> Float[Tensor, "batch width"]:
-        hidden = victim.trace(batch).hidden
-        if len(hidden) != config.num_hidden_layers + 1:
-            raise CheckpointError(f"{type(victim.module).__name__} hands out no state of each layer.")
-        return torch.cat([head_state(victim.model, states, batch.mask) for states in hidden], dim=1)
+        return torch.cat([head_state(victim.model, states, batch.mask) for states in hidden_states(victim, batch)], dim=1)
 
     width = (config.num_hidden_layers + 1) * config.hidden_size
     return victim.each(texts, read, width=width, name=name).unflatten(1, (-1, config.hidden_size))

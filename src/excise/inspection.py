@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from excise.data import TextDataset
-from excise.errors import AttentionError, ConfigError
+from excise.errors import AttentionError, CheckpointError, ConfigError
 from excise.evaluation import triggered
 from excise.features import last_states
 from excise.method import Trigger
@@ -49,7 +49,11 @@ def pictures(
     What a model does not let us read is left out.
     """
     sample = draw_sample(test, trigger, target_label, seed=seed)
-    projections = tuple(p for name, victim in victims.items() if (p := project(name, victim, sample, seed=seed)))
+    projections: tuple[Projection, ...] = ()
+    try:
+        projections = tuple(p for name, victim in victims.items() if (p := project(name, victim, sample, seed=seed)))
+    except CheckpointError as error:
+        logger.info("no class vectors: %s", error)
     text = pick_text(next(iter(victims.values())), sample.stamped or sample.clean.texts, seed=seed)
     try:
         return projections, tuple(attention_maps(name, victim, text, most=SHORT) for name, victim in victims.items())
