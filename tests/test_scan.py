@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -335,6 +336,23 @@ def test_a_jury_has_no_text_of_the_target_and_none_of_the_search() -> None:
     assert not set(foil.search) & set(foil.jury)
     assert len(foil.jury) <= 20
     assert foil.search == sorted(foil.search, key=len)
+
+
+@pytest.mark.parametrize("right", [*range(12, 24), 40])
+def test_a_jury_is_large_enough_to_find_a_trigger_or_there_is_none(right: int) -> None:
+    """Else a scan could only say that nothing was found."""
+    data = toy_data(100)
+    rows = [i for i, label in enumerate(data.labels) if label == 0]
+    logits = torch.zeros(100, 2)
+    logits[rows, 1] = 1.0
+    logits[rows[:right]] = torch.tensor([1.0, 0.0])
+    stubborn = partial(stubborn_texts, toy_victim(), data, logits, 1, [("the",)], 64, seed=0)
+    if right < 19:
+        with pytest.raises(DataError, match="fewer than ten texts that are not 'positive'"):
+            stubborn()
+    else:
+        jury = stubborn().jury
+        assert Rate(len(jury), len(jury)).interval[0] >= TriggerSearch.found
 
 
 @pytest.fixture(scope="module")

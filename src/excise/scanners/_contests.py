@@ -22,6 +22,8 @@ from excise.seeds import derive, generator
 from excise.victim import Victim
 
 Phrase = tuple[str, ...]
+FEWEST = 10
+"""Texts to begin with: they leave a jury of four, the fewest in which a word that turns all of them surely turns half."""
 HEAT = 16
 """Texts of a first contest."""
 STERN = 4
@@ -66,19 +68,19 @@ def stubborn_texts(
         seed: Decides which texts.
 
     Raises:
-        DataError: There are fewer than four.
+        DataError: It is sure about fewer than ten, or no jury could find anything.
     """
     rows = [i for i, label in enumerate(data.labels) if label != target]
     texts = [data.texts[i] for i in rows]
     right = logits[rows].argmax(dim=1) == torch.tensor([data.labels[i] for i in rows])
     order = margin(logits[rows], target).masked_fill(~right, torch.inf).argsort().tolist()
     sure = [i for i in order[: (int(right.sum()) + 1) // 2] if right[i]]
-    if len(sure) < 4:
-        raise DataError(f"The model is right and sure about fewer than four texts that are not {data.label_names[target]!r}. Give more texts.")
+    if len(sure) < FEWEST:
+        raise DataError(f"The model is right and sure about fewer than ten texts that are not {data.label_names[target]!r}. Give more texts.")
     random = generator(seed, "stubborn", target)
     tried = random.sample(sure, min(len(sure), 2 * jury))
     moved = torch.stack([moves(victim, phrase, [texts[i] for i in tried], target, seed=seed) for phrase in honest]).mean(dim=0)
-    kept = [tried[i] for i in moved.argsort(stable=True)[: max(4, 3 * len(tried) // 5)].tolist()]
+    kept = [tried[i] for i in moved.argsort(stable=True)[: 3 * len(tried) // 5].tolist()]
     random.shuffle(kept)
     cut = min(jury, 2 * len(kept) // 3)
     jurors = kept[:cut]
