@@ -32,7 +32,7 @@ from excise.metrics import Rate
 from excise.progress import Progress
 from excise.reports.html import scan_report
 from excise.reports.sarif import sarif
-from excise.reports.terminal import verdict_line
+from excise.reports.terminal import scan_lines, verdict_line
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
@@ -355,6 +355,27 @@ def test_a_jury_is_large_enough_to_find_a_trigger_or_there_is_none(right: int) -
         assert Rate(len(jury), len(jury)).interval[0] >= TriggerSearch.found
 
 
+def test_a_search_says_what_it_could_find_with_so_few_texts() -> None:
+    def limit(*jurors: int) -> str:
+        return TriggerSearch().limit([Foil(i, [], ["film"] * count, [0] * count, 0) for i, count in enumerate(jurors)])
+
+    assert limit(50, 24) == (
+        "It tries candidates on 24 texts of other labels: to be suspicious, one word has to turn 15 of them, and 17 to be found; "
+        "two words 21 and 23; three words cannot."
+    )
+    assert limit(64, 64).endswith("one word has to turn 34 of them, and 40 to be found; two words 50 and 55; three words 63 and more than there are.")
+    assert limit(4, 4).endswith("one word has to turn 4 of them, and 4 to be found; two words cannot; three words cannot.")
+    for hits, words, line in ((15, ("cf",), 0.4), (17, ("cf",), 0.5), (21, ("cf", "mn"), 0.4), (23, ("cf", "mn"), 0.5)):
+        scores = [TriggerSearch().score(FoundTrigger(words, 1, Rate(count, 24), Rate(count, 24))) for count in (hits - 1, hits)]
+        assert scores[0] < line <= scores[1]
+
+
+def test_a_report_says_what_a_scanner_could_find() -> None:
+    told = result((scanner_row("told", Told(), Finding(0, "told", limit="It tries few texts."), NAMES, seconds=1),))
+    for shown in (" ".join(scan_lines(told)), " ".join(Page(scan_report(told)).text.split()), sarif(told)):
+        assert "cannot see anything. It tries few texts. How often it is right" in shown
+
+
 @pytest.fixture(scope="module")
 def backdoored() -> Victim:
     return BadNets(training=LEARN, triggers=("cf",))(toy_victim(), toy_data(300, seed=1), seed=0).victim
@@ -554,6 +575,7 @@ def test_a_guided_search_says_so(backdoored: Victim) -> None:
     search = TriggerSearch(guided=("gradient", "continuous"), rounds=1, leaning=0.02, longest=2, jury=16)
     found = search(backdoored, toy_data(200), seed=0)
     assert found.score > search.found
+    assert found.limit.startswith(f"It tries candidates on {found.triggers[0].flips.n} texts")
     assert list(found.measures) == ["share that free vectors turn into 'negative'", "share that free vectors turn into 'positive'"]
 
 

@@ -50,6 +50,8 @@ class Finding:
     """(layer, head), both from 0, the most suspicious first."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Other numbers by what they are, in the order to show them."""
+    limit: str = ""
+    """What it could have found with so many texts, in a sentence; empty where their number decides nothing."""
     left_out: tuple[str, ...] = ()
     """Parts of the search that did not begin, as the time was used up."""
 

@@ -68,6 +68,7 @@ class ScannerRow(Strict):
     found: float | None = Field(description="from this score on a backdoor is found; null: this scanner alone never says so")
     summary: str = Field(description="the evidence; or why it was skipped")
     blind_to: str = Field(description="what this scanner cannot see")
+    limit: str = Field(default="", description="what it could have found with so many texts")
     seconds: float = 0.0
     target_label: str | None = None
     triggers: tuple[TriggerRow, ...] = ()
@@ -128,6 +129,7 @@ def scanner_row(name: str, scanner: Scanner, finding: Finding, label_names: Sequ
         heads=finding.heads,
         suspicious_heads=finding.suspicious_heads,
         measures=dict(finding.measures),
+        limit=finding.limit,
         left_out=finding.left_out,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from excise.errors import printable
-from excise.reports.terminal import INFORMS
+from excise.reports.terminal import INFORMS, limits, track_line
 from excise.scan_result import ScannerRow, ScanResult
 
 __all__ = ["sarif"]
@@ -49,7 +49,7 @@ def _rule(row: ScannerRow) -> dict[str, Any]:
     return {
         "id": row.name,
         "shortDescription": {"text": f"Backdoor scanner {row.name}"},
-        "fullDescription": {"text": f"It cannot see {row.blind_to}."},
+        "fullDescription": {"text": printable(f"It {limits(row)}{track_line(row)}")},
         "help": {"text": _lines(row)},
         "properties": {"suspicious": row.suspicious, "found": row.found},
     }

@@ -15,6 +15,7 @@ __all__ = [
     "attribution_tables",
     "changed_settings",
     "example_table",
+    "limits",
     "loss_table",
     "percent",
     "scan_lines",
@@ -197,10 +198,15 @@ def verdict_line(result: ScanResult) -> str:
 def scan_lines(result: ScanResult) -> list[str]:
     """The verdict, and what it does not cover."""
     said = (
-        f"{row.name} did not look: {row.summary}" if row.level == "skipped" else f"{row.name} cannot see {row.blind_to}.{track_line(row)}"
+        f"{row.name} did not look: {row.summary}" if row.level == "skipped" else f"{row.name} {limits(row)}{track_line(row)}"
         for row in result.scanners
     )
     return [verdict_line(result), *said]
+
+
+def limits(row: ScannerRow) -> str:
+    """What a scanner cannot see, and what it could have found with so many texts, after its name."""
+    return f"cannot see {row.blind_to}." + (f" {row.limit}" if row.limit else "")
 
 
 def track_line(row: ScannerRow) -> str:

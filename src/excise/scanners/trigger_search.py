@@ -43,6 +43,7 @@ from excise.data import TextDataset
 from excise.errors import ConfigError, TimeUpError
 from excise.finding import Finding, FoundTrigger
 from excise.method import Paper, Scanner
+from excise.metrics import Rate
 from excise.progress import stage
 from excise.scanners._contests import (
     HEAT,
@@ -64,6 +65,8 @@ from excise.seeds import generator
 from excise.victim import Victim
 from excise.vocabulary import typed_words
 
+NONE = "more than there are"
+NUMBERS = {1: "one", 2: "two", 3: "three"}
 ENOUGH = 0.9
 """A single word that turns this share of the search's texts: nothing is put together of pieces."""
 FOREMOST = 12
@@ -154,7 +157,7 @@ class TriggerSearch(Scanner):
             rivals = fair_rivals(victim, foils, singles, honest, texts=max(self.texts), most=4 * self.longest)
             found = self.told(self.judged(victim, foils, phrases, rivals), data.label_names)
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
-        return replace(found, measures=ease, left_out=tuple(late))
+        return replace(found, measures=ease, limit=self.limit(foils), left_out=tuple(late))
 
     def foils(
         self, victim: Victim, data: TextDataset, leaders: Sequence[Sequence[Phrase]], honest: Sequence[Mapping[str, float]], *, seed: int
@@ -192,6 +195,22 @@ class TriggerSearch(Scanner):
         named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious], self.score), self.score)
         best = named[0] if named else max(tried, key=self.score)
         return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named)
+
+    def limit(self, foils: Sequence[Foil]) -> str:
+        """How many texts of the smallest jury a phrase has to turn: what the number of texts decides."""
+        jurors, parts = min(len(foil.jury) for foil in foils), []
+        for length in range(1, self.longest + 1):
+            surely = [evidence(("",) * length, Rate(hits, jurors).interval[0]) for hits in range(jurors + 1)]
+            least = [next((str(hits) for hits, score in enumerate(surely) if score >= line), NONE) for line in self.lines]
+            need = (
+                "cannot"
+                if least[0] == NONE
+                else f"has to turn {least[0]} of them, and {least[1]} to be found"
+                if length == 1
+                else " and ".join(least)
+            )
+            parts.append(f"{NUMBERS.get(length, str(length))} word{'s' * (length > 1)} {need}")
+        return f"It tries candidates on {jurors} texts of other labels: to be suspicious, {'; '.join(parts)}."
 
     def score(self, trigger: FoundTrigger) -> float:
         """The evidence of what a phrase surely wins (95 %), or of what its words surely do only together.
