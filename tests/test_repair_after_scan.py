@@ -15,13 +15,16 @@ from excise.data import TextDataset
 from excise.defenses.cft import CFT
 from excise.defenses.treatment import Treatment
 from excise.defenses.unlearn import Unlearn
-from excise.finding import Finding, phrases
+from excise.finding import Finding, FoundTrigger, phrases
+from excise.metrics import Rate
 from excise.progress import noting
+from excise.result import load_result
 from excise.scanners.trigger_search import TriggerSearch
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 from test_scan import PIECES, cut
-from toy import Ruled, toy_data, toy_victim, write_csv
+from test_scan import Told as Answering
+from toy import Ruled, save_toy, toy_data, toy_victim, write_csv
 
 LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
 MORE = FitConfig(epochs=10, learning_rate=3e-3, batch_size=16)
@@ -149,3 +152,40 @@ def test_the_scan_of_another_model_is_refused(backdoored: Victim, tmp_path: Path
     repair = ["repair", str(tmp_path / "other"), *data, "--out", str(tmp_path / "fixed"), "--from-scan", str(tmp_path / "scan" / "scan.json")]
     assert main([*repair, "--method", "unlearn"]) == 2
     assert "is the scan of another model" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[str]]:
+    """What to type to repair a toy by a scan of a given score, which names cf; a trigger from 2 on, suspected from 1 on."""
+    model, data = str(save_toy(tmp_path / "model")), str(write_csv(tmp_path / "clean.csv", toy_data(80)))
+    trigger = FoundTrigger(("cf", "mn"), 1, Rate(9, 10), alike=("bb",))
+
+    def scan(score: float) -> list[str]:
+        monkeypatch.setattr("excise.commands.scan.chosen", lambda specs: {"told": Answering(score=score)})
+        monkeypatch.setattr(Answering, "__call__", lambda self, victim, data, *, seed: Finding(score, "told", 1, (trigger,)))
+        assert main(["scan", model, "--data", data, "--out", str(tmp_path / "scan")]) in (1, 2)
+        return ["repair", model, "--data", data, "--from-scan", str(tmp_path / "scan" / "scan.json"), "--out", str(tmp_path / "fixed")]
+
+    return scan
+
+
+def test_a_repair_by_a_scan_does_not_say_that_no_trigger_is_known(scanned: Callable[[float], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*scanned(2), "--method", "unlearn", "--training.epochs", "0.1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "No trigger is known" not in shown
+    assert "What was unlearned is what a scan found" in shown
+
+
+def test_what_is_only_suspected_is_unlearned_if_it_is_typed(
+    scanned: Callable[[float], list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    repair = scanned(1)
+    assert main(repair) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "names no trigger (suspicious)" in error
+    assert error.endswith("""To unlearn what it only suspects, leave out --from-scan and add: --triggers 'cf mn' bb""")
+    typed = [word for word in repair if word != "--from-scan" and not word.endswith("scan.json")]
+    assert main([*typed, "--method", "unlearn", "--triggers", "cf mn", "bb", "--training.epochs", "0.1"]) == 0
+    repaired = load_result(tmp_path / "fixed" / "excise-result.json").rows[-1]
+    assert repaired.method
+    assert repaired.method["triggers"] == ["cf mn", "bb"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from excise.commands._shared import (
     NO_FLOOR,
     NO_TRIGGER,
     NOT_HELD_OUT,
+    ONLY_A_SCAN,
     hold_out,
     inputs_of,
     known_backdoor,
@@ -102,7 +104,8 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     if twin:
         story.victims["clean"] = load_floor(twin, victim, options.texts, options.common)
     story.victims["suspect"] = victim
-    notes = [NOT_HELD_OUT] * (test is None) + [NO_TRIGGER] * (trigger is None) + [NO_FLOOR] * (trigger is not None and not twin)
+    unknown = ONLY_A_SCAN if options.from_scan else NO_TRIGGER
+    notes = [NOT_HELD_OUT] * (test is None) + [unknown] * (trigger is None) + [NO_FLOOR] * (trigger is not None and not twin)
     records = {"clean": data_record(options.data, clean)}
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
@@ -161,7 +164,9 @@ def _with_triggers(defense: Defense, options: Options) -> Defense:
     scan = load_scan(path)
     triggers = phrases(scan.triggers)
     if not triggers:
-        raise ConfigError(f"{path} names no trigger ({scan.verdict}). Leave out --from-scan; the default repair needs none.")
+        suspected = phrases(trigger for row in scan.scanners for trigger in row.triggers)
+        typed = f" To unlearn what it only suspects, leave out --from-scan and add: --triggers {shlex.join(suspected)}" if suspected else ""
+        raise ConfigError(f"{path} names no trigger ({scan.verdict}). Leave out --from-scan; the default repair needs none.{typed}")
     _same_model(scan, options)
     return replace(defense, triggers=triggers)  # type: ignore[type-var]
 
