@@ -44,7 +44,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("Norm")
+    named = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("Norm")
+    return named and getattr(module, "weight", None) is not None
 
 
 def random_noise(modules: Sequence[nn.Module], size: float, *, seed: int) -> Noise:

@@ -98,6 +98,16 @@ def test_noise_without_a_place_is_refused() -> None:
         layers(empty, "norm")
 
 
+@pytest.mark.parametrize("site", ["norm", "linear"])
+def test_a_normalisation_without_weights_is_no_place_for_noise(site: Any) -> None:
+    """OLMo's have none: there is nothing to scale."""
+    model = torch.nn.Module()
+    model.base_model = torch.nn.Sequential(torch.nn.LayerNorm(4, elementwise_affine=False), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
+    bare = Victim(model, toy_victim().tokenizer, 64)  # type: ignore[arg-type]
+    assert layers(bare, site) == [model.base_model[1 if site == "norm" else 2]]
+    random_noise(layers(bare, site), 0.1, seed=0)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()
