@@ -127,9 +127,10 @@ def blocks(victim: Victim) -> list[nn.Module]:
 
 
 def copied(output: Any, times: int) -> Any:
-    """What a layer gave, for the whole batch several times over; some architectures give a tuple."""
-    if isinstance(output, tuple):
-        return tuple(copied(part, times) for part in output)
+    """What a layer gave, for the whole batch several times over; some architectures give a tuple or a list."""
+    if isinstance(output, tuple | list):
+        parts = [copied(part, times) for part in output]
+        return parts if isinstance(output, list) else tuple(parts)
     return output.repeat(times, *[1] * (output.ndim - 1)) if isinstance(output, Tensor) else output
 
 

@@ -121,6 +121,16 @@ def test_acie_is_patching_one_head_of_one_text_at_a_time(architecture: str) -> N
     assert np.abs(expected).max() > 1e-3, "the toy's heads do nothing: the test would say nothing"
 
 
+def test_whatever_a_layer_gives_is_copied() -> None:
+    """The layers of GPT-1 give lists, those of GPT-2 tuples."""
+    states = torch.arange(6.0).view(2, 3)
+    for form in (tuple, list):
+        (first, nothing, (inner,)) = head_outputs.copied(form([states, None, (states,)]), 2)
+        assert torch.equal(first, torch.cat([states, states]))
+        assert torch.equal(inner, first)
+        assert nothing is None
+
+
 @every_architecture
 @pytest.mark.parametrize("room", [1, 60, 10_000])
 def test_many_heads_in_one_pass_are_one_head_a_pass(architecture: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
