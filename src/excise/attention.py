@@ -47,6 +47,7 @@ _NAME = "excise_recorded"
 _LEAN = "excise_lean"
 _UNREAD = {"softcap": "capped scores", "s_aux": "attention sinks", "position_bias": "a position bias"}
 """What some models pass to the interface that changes the probabilities: leaving it out would change the model's answers and say nothing."""
+_WITHOUT = "What reads attention cannot be used on it; mbtsad goes without (--alpha 0)."
 _recorder: ContextVar[tuple[Statistic | EachText, list[Tensor]] | None] = ContextVar("recorder", default=None)
 
 
@@ -63,10 +64,7 @@ def _attention(
     """Softmax attention in the form of transformers' interface; probabilities go to the recorder before dropout."""
     for option, what in _UNREAD.items():
         if others.get(option) is not None:
-            raise AttentionError(
-                f"{type(module).__name__} computes attention with {what}, which excise cannot read yet. "
-                "Set the attention weight to 0 (--alpha 0) or use a method that reads no attention."
-            )
+            raise AttentionError(f"{type(module).__name__} computes attention with {what}, which excise cannot read yet. {_WITHOUT}")
     key, value = _for_each_query_head(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
@@ -244,7 +242,7 @@ def recorded_attention(model: PreTrainedModel, statistic: Statistic | EachText) 
         if len(kept) != layers:
             raise AttentionError(
                 f"{type(model).__name__} gave {len(kept)} attention maps for {layers} layers; its attention does not go through transformers' "
-                "attention interface. Set the attention weight to 0 (--alpha 0) or use a method that reads no attention."
+                f"attention interface. {_WITHOUT}"
             )
     finally:
         _recorder.reset(token)
