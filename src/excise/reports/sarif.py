@@ -63,7 +63,7 @@ def _lines(row: ScannerRow) -> str:
 
 def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
     kind, level = KINDS["skipped" if row.answer == "nothing" and not row.whole else row.answer]
-    triggers = [trigger.model_dump(mode="json") for trigger in row.triggers]
+    triggers = [trigger.model_dump(mode="json", exclude={"examples"}) for trigger in row.triggers]  # texts stay where they came from
     heads = [{"fullyQualifiedName": f"layer {layer + 1}, head {head + 1}", "kind": "member"} for layer, head in row.suspicious_heads]
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(model)}}}
     return {
