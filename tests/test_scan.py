@@ -32,7 +32,7 @@ from excise.metrics import Rate
 from excise.progress import Progress
 from excise.reports.html import scan_report
 from excise.reports.sarif import sarif
-from excise.reports.terminal import scan_lines, verdict_line
+from excise.reports.terminal import scan_lines, scanner_table, trigger_table, verdict_line
 from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
@@ -90,6 +90,14 @@ def test_few_texts_and_a_spent_budget_skip_a_scanner() -> None:
     assert few.summary == "It needs 32 texts of each label; 'positive' has 31."
     (late,) = scan(toy_victim(), toy_data(80), {"told": Told()}, seed=0, budget=0)
     assert late.summary.startswith("The time was used up")
+
+
+def test_numbers_are_shown_as_people_read_them() -> None:
+    (late,) = scan(toy_victim(), toy_data(80), {"told": Told()}, seed=0, budget=1e-9)
+    assert late.summary == "The time was used up: 1e-09 s."
+    told = result((scanner_row("told", Told(), Finding(3.4e-17, "told"), NAMES, seconds=1),))
+    assert [*scanner_table(told).columns[2].cells] == ["0 (1 / 2)"]
+    assert "<td>0</td>" in scan_report(told)
 
 
 def test_other_errors_are_not_swallowed() -> None:
@@ -179,6 +187,29 @@ def test_hostile_texts_add_no_markup_to_a_scan_s_report(bad: str) -> None:
     words = " ".join(["word"] * len(bad.split()))
     assert skeleton(scan_report(hostile(bad))) == skeleton(scan_report(hostile(words)))
     assert "1337" not in Page(scan_report(hostile(bad))).text
+
+
+def test_reports_show_what_words_do_only_together() -> None:
+    """What turns texts by a combination alone may lose every contest, and is found all the same."""
+    pair = FoundTrigger(("kq", "wx"), 1, Rate(48, 50), contested=Rate(3, 50), together=Rate(47, 50))
+    word = FoundTrigger(("cf",), 0, Rate(50, 50), contested=Rate(50, 50), together=Rate(0, 50))
+    told, alone = (result((scanner_row("told", Told(), Finding(3, "told", triggers=found), NAMES, seconds=1),)) for found in ((pair, word), (word,)))
+    table = trigger_table(told)
+    assert [str(column.header) for column in table.columns] == ["words", "label", "flips", "contested", "only together"]
+    assert [*table.columns[4].cells] == ["94.0 % (83.8-97.9, n=50)", "-"]
+    assert "94.0 % (83.8-97.9, n=50)" in Page(scan_report(told)).text
+    assert "only together" in scan_report(told)
+    assert len(trigger_table(alone).columns) == 4
+    assert "only together" not in scan_report(alone)
+
+
+def test_sarif_goes_without_the_texts() -> None:
+    """It is made to be sent to a platform; texts stay where they came from."""
+    told = hostile("word")
+    assert told.triggers[0].examples
+    (run,) = json.loads(sarif(told))["runs"]
+    assert run["results"][0]["properties"]["triggers"][0]["words"] == ["word"]
+    assert "examples" not in run["results"][0]["properties"]["triggers"][0]
 
 
 @pytest.mark.parametrize("bad", HOSTILE, ids=ids)

@@ -47,7 +47,7 @@ def scan(victim: Victim, data: TextDataset, scanners: Mapping[str, Scanner], *, 
 
 def _row(name: str, scanner: Scanner, victim: Victim, data: TextDataset, *, seed: int, budget: float) -> ScannerRow:
     if spent():
-        return skipped_row(name, scanner, f"The time was used up: {budget:.0f} s.")
+        return skipped_row(name, scanner, f"The time was used up: {budget:g} s.")
     start = time.monotonic()
     try:
         scanner.check_texts(data)

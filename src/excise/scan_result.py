@@ -47,6 +47,11 @@ class TriggerRow(Strict):
     alike: tuple[str, ...] = Field(default=(), description="other words and phrases with the same effect, the strongest first")
     examples: tuple[tuple[str, str], ...] = Field(default=(), description="(text, text with the words), which the model answers differently")
 
+    @property
+    def joint(self) -> Measured | None:
+        """What the words turn only together; None of a single word, which has nothing to act with."""
+        return self.together if len(self.words) > 1 else None
+
     @classmethod
     def of(cls, trigger: FoundTrigger, label_names: Sequence[str]) -> TriggerRow:
         """From what a scanner found."""

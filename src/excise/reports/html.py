@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from excise.errors import printable
 from excise.reports.figures import attention_figure, curve_figure, probe_figure, projection_figure
-from excise.reports.terminal import changed_settings, limits, percent, track_line, verdict_line
+from excise.reports.terminal import changed_settings, limits, percent, score_text, track_line, verdict_line
 from excise.result import Measured, Record, Result
 from excise.scan_result import ScanResult
 
@@ -55,7 +55,15 @@ def _rendered(template: str, result: Record, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters |= {"percent": percent, "limits": limits, "track_line": track_line, "bar": _bar, "marked": _marked, "shade": _shade}
+    environment.filters |= {
+        "percent": percent,
+        "limits": limits,
+        "score_text": score_text,
+        "track_line": track_line,
+        "bar": _bar,
+        "marked": _marked,
+        "shade": _shade,
+    }
     settings = json.dumps(result.settings, indent=2, ensure_ascii=False, default=str)
     return environment.get_template(template).render(result=result, settings=settings, **values)
 

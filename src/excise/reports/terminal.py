@@ -21,6 +21,7 @@ __all__ = [
     "scan_lines",
     "scanner_table",
     "score_table",
+    "score_text",
     "trial_table",
     "trigger_table",
     "verdict_line",
@@ -158,30 +159,39 @@ def scanner_table(result: ScanResult) -> Table:
     table.add_column("time", justify="right", no_wrap=True)
     for row in result.scanners:
         lines = f"({' / '.join('-' if line is None else format(line, 'g') for line in (row.suspicious, row.found))})"
-        score = "-" if row.score is None else f"{row.score:.3g} {lines}"
+        score = "-" if row.score is None else f"{score_text(row.score)} {lines}"
         table.add_row(
             Text(printable(row.name)), Text(row.answer, style=LEVELS[row.answer]), score, Text(printable(row.summary)), f"{row.seconds:.0f} s"
         )
     return table
 
 
+def score_text(score: float) -> str:
+    """Three digits, and 0 for what is 0 up to rounding."""
+    return f"{round(score, 6):.3g}"
+
+
 def trigger_table(result: ScanResult) -> Table:
     """The recovered triggers with what they do."""
-    table = Table(
-        caption="flips: texts of other labels, of which the model is sure, that get the label once the words are in them; "
-        "contested: with as many of the strongest words for their own label in them, too",
-        caption_justify="left",
+    triggers = [trigger for row in result.scanners for trigger in row.triggers]
+    joint = any(trigger.joint for trigger in triggers)
+    caption = (
+        "flips: texts of other labels, of which the model is sure, that get the label once the words are in them; "
+        "contested: with as many of the strongest words for their own label in them, too"
     )
+    table = Table(caption=caption + "; only together: though what the words do one by one adds up to less" * joint, caption_justify="left")
     table.add_column("words", overflow="fold", ratio=1)
     table.add_column("label")
     table.add_column("flips", justify="right")
     table.add_column("contested", justify="right")
-    for trigger in (trigger for row in result.scanners for trigger in row.triggers):
+    if joint:
+        table.add_column("only together", justify="right")
+    for trigger in triggers:
         words = Text(printable(" ".join(trigger.words)), style="bold reverse")
         if trigger.alike:
             words = Text("\n").join([words, Text(printable("act alike: " + ", ".join(trigger.alike)))])
-        contested = "-" if trigger.contested is None else percent(trigger.contested)
-        table.add_row(words, Text(printable(trigger.target_label)), percent(trigger.flips), contested)
+        shares = (trigger.flips, trigger.contested, *([trigger.joint] if joint else []))
+        table.add_row(words, Text(printable(trigger.target_label)), *map(percent, shares))
     return table
 
 
