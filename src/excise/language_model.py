@@ -25,8 +25,8 @@ from excise.victim import Batch, Victim, collate, token_batches
 __all__ = ["LanguageModel", "causal_loss", "masked_loss", "train_language_model", "trained_texts"]
 
 Kind = Literal["causal", "masked"]
-TOKENS = 2048
-"""Tokens a batch: the logits of each are as wide as the vocabulary."""
+TOKENS = {"cpu": 512, "cuda": 2048}
+"""Tokens a batch, by device: the logits of each are as wide as the vocabulary, and on a CPU larger ones take new memory each time."""
 SHARE, MASK, RANDOM = 0.15, 0.8, 0.1
 """Of the tokens 15 % are to be guessed; of these 80 % are masked and 10 % replaced by any other (BERT, Section 3.1)."""
 
@@ -73,7 +73,7 @@ class LanguageModel:
         found, done = torch.ones(len(texts)), 0
         report(name, 0, len(texts))
         with torch.inference_mode():
-            for rows in token_batches(order, encodings, TOKENS):
+            for rows in token_batches(order, encodings, TOKENS.get(self.model.device.type, 512)):
                 inputs = {k: v.to(self.model.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
                 found[rows] = nll(self.model(**inputs).logits, inputs["input_ids"], inputs["attention_mask"]).exp().cpu()
                 done += len(rows)
@@ -130,9 +130,14 @@ def nll(
     logits: Float[Tensor, "batch token vocabulary"], ids: Int[Tensor, "batch token"], mask: Int[Tensor, "batch token"]
 ) -> Float[Tensor, " batch"]:
     """−1/(T−1) Σ_{t=2..T} log p(x_t | x_1 ... x_{t−1}) over the T real tokens of each text."""
-    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    losses = token_losses(logits, ids)
     real = mask[:, 1:].to(losses.dtype)
     return (losses * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
+def token_losses(logits: Float[Tensor, "batch token vocabulary"], ids: Int[Tensor, "batch token"]) -> Float[Tensor, "batch following"]:
+    """−log p(x_t | x_1 ... x_{t−1}), t = 2..T; text by text, as the logits of all of them are far larger than a processor's cache."""
+    return torch.stack([cross_entropy(one[:-1].float(), text[1:], reduction="none") for one, text in zip(logits, ids, strict=True)])
 
 
 def causal_loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
