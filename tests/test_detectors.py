@@ -12,7 +12,8 @@ import torch
 from excise import registry
 from excise.data import TextDataset
 from excise.defenses.reject import Reject, threshold
-from excise.detectors.rap import RAP, probe_penalty
+from excise.detectors import rap
+from excise.detectors.rap import RAP, probability, probe_penalty
 from excise.detectors.strip import STRIP, entropy, important_words, perturb
 from excise.errors import NeedsError, OutputError
 from excise.evaluation import evaluate
@@ -80,6 +81,19 @@ def test_texts_that_are_not_predicted_as_the_target_are_not_suspicious() -> None
     for target in (0, 1):
         scores = RAP(target_label=target)(victim, data, seed=0)(data.texts)
         assert [score == -math.inf for score in scores] == [p != target for p in victim.predict(data.texts)]
+
+
+def test_the_probe_is_tried_in_texts_of_the_target_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, method, read = toy_data(40), RAP(target_label=1, training=FitConfig(epochs=1, learning_rate=1e-2)), list[int]()
+    victim = fit(toy_victim(), data, loss=classification_loss, config=FitConfig(epochs=12, learning_rate=5e-3, batch_size=8), seed=0)
+    probed, scores = method.probed(victim, data, seed=0), method(victim, data, seed=0)
+    monkeypatch.setattr(rap, "probability", lambda victim, texts, target: read.append(len(texts)) or probability(victim, texts, target))
+    found, hits = scores(data.texts), sum(label == 1 for label in victim.predict(data.texts))
+    assert 0 < hits < len(data)
+    assert read == [hits]
+    change = probability(probed, method.with_probe(data.texts), 1) - probability(victim, data.texts, 1)
+    wanted = [c if p == 1 else -math.inf for c, p in zip(change.tolist(), victim.predict(data.texts), strict=True)]
+    assert found == pytest.approx(wanted, abs=1e-6)
 
 
 def test_rap_must_be_told_the_target() -> None:

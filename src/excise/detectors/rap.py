@@ -55,9 +55,12 @@ class RAP(Detector):
         target, probed = self.target(data), self.probed(victim, data, seed=seed)
 
         def scores(texts: Sequence[str]) -> list[float]:
-            logits = victim.logits(texts)
-            change = probability(probed, self.with_probe(texts), target) - logits.softmax(dim=1)[:, target]
-            return [c if p == target else -math.inf for c, p in zip(change.tolist(), logits.argmax(dim=1).tolist(), strict=True)]
+            logits, found = victim.logits(texts), [-math.inf] * len(texts)
+            asked = (logits.argmax(dim=1) == target).nonzero().flatten().tolist()
+            after = probability(probed, self.with_probe([texts[i] for i in asked]), target)
+            for i, change in zip(asked, (after - logits.softmax(dim=1)[asked, target]).tolist(), strict=True):
+                found[i] = change
+            return found
 
         return scores
 
