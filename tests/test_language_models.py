@@ -7,10 +7,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from excise.attacks.badnets import BadNets
 from excise.augmentations import eda
@@ -25,7 +27,7 @@ from excise.pipeline import check_needs, method_notes
 from excise.training import FitConfig
 from excise.victim import Batch, Victim, collate
 from excise.wordnet import WordNet
-from toy import toy_data, toy_language_model, toy_victim, write_csv
+from toy import toy_config, toy_data, toy_language_model, toy_tokenizer, toy_victim, write_csv
 
 TEXTS = ("the film is moving", "a story", "town", "the actors and the music about people in a town is wonderful .")
 
@@ -87,6 +89,43 @@ def test_nll_leaves_out_padding() -> None:
     ids = torch.tensor([[1, 2, 3, 0]])
     short = nll(logits[:, :3], ids[:, :3], torch.ones(1, 3, dtype=torch.long))
     assert nll(logits, ids, torch.tensor([[1, 1, 1, 0]])).item() == pytest.approx(short.item())
+
+
+def decoder(architecture: str, **settings: Any) -> LanguageModel:
+    """A random causal model."""
+    torch.manual_seed(0)
+    config = toy_config(architecture)
+    for name, value in {"is_decoder": True, "initializer_range": 0.3, **settings}.items():
+        setattr(config, name, value)
+    return LanguageModel(AutoModelForCausalLM.from_config(config).eval(), toy_tokenizer(), "causal", 64)
+
+
+def without_each_word(text: str) -> list[str]:
+    words = text.split()
+    return [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)) if len(words) > 1]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "gpt2", "qwen2"])
+def test_variants_go_on_from_where_they_leave_their_text(architecture: str) -> None:
+    model, read = decoder(architecture), list[int]()
+    texts = (*TEXTS, *toy_data(12).texts, "the " * 80)  # the last is cut
+    variants = [*map(without_each_word, texts[:-1]), ["the " * 79 + "film", "a " + "the " * 79, "film", ""]]
+    whole, found = model.variant_perplexities(texts, variants)
+    assert whole == pytest.approx(model.perplexities(texts).tolist(), rel=1e-4)
+    for mine, plain in zip(found, variants, strict=True):
+        assert mine == pytest.approx(model.perplexities(plain).tolist() if plain else [], rel=1e-4)
+    many = toy_data(150).texts
+    model.model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
+    model.variant_perplexities(many, [*map(without_each_word, many)])
+    tokens = sum(len(encoding["input_ids"]) for text in many for encoding in model.encode(without_each_word(text)))
+    assert sum(read) < 0.85 * tokens
+
+
+def test_variants_are_read_whole_where_a_model_keeps_only_a_window() -> None:
+    model = decoder("qwen2", use_sliding_window=True, sliding_window=4, layer_types=["sliding_attention"] * 2)
+    variants = [*map(without_each_word, TEXTS)]
+    for mine, plain in zip(model.variant_perplexities(TEXTS, variants)[1], variants, strict=True):
+        assert mine == pytest.approx(model.perplexities(plain).tolist() if plain else [], rel=1e-4)
 
 
 def test_the_wrong_kind_and_other_models_are_refused(tmp_path: Path) -> None:

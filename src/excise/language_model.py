@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.functional import cross_entropy, pad
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from excise.checkpoint import language_model_kind, longest_input, open_language_model, resolve_checkpoint, surviving_panics
 from excise.data import TextDataset
@@ -20,13 +22,15 @@ from excise.errors import CheckpointError, ConfigError
 from excise.front_door import read_config
 from excise.progress import report
 from excise.training import FitConfig, fit
-from excise.victim import Batch, Victim, collate, token_batches
+from excise.victim import Batch, Encoding, Victim, collate, token_batches
 
 __all__ = ["LanguageModel", "causal_loss", "masked_loss", "train_language_model", "trained_texts"]
 
 Kind = Literal["causal", "masked"]
-TOKENS = {"cpu": 512, "cuda": 2048}
-"""Tokens a batch, by device: the logits of each are as wide as the vocabulary, and on a CPU larger ones take new memory each time."""
+TOKENS = 1024
+"""Tokens a batch: the logits of each are as wide as the vocabulary."""
+WORTH = 128
+"""Tokens from which on a batch is not filled up at the price of much padding: each costs more than in a classifier."""
 SHARE, MASK, RANDOM = 0.15, 0.8, 0.1
 """Of the tokens 15 % are to be guessed; of these 80 % are masked and 10 % replaced by any other (BERT, Section 3.1)."""
 
@@ -69,17 +73,45 @@ class LanguageModel:
         Texts do not depend on each other, beyond rounding.
         """
         encodings = self.encode(texts)
-        order = sorted(range(len(texts)), key=lambda i: len(encodings[i]["input_ids"]))
         found, done = torch.ones(len(texts)), 0
         report(name, 0, len(texts))
         with torch.inference_mode():
-            for rows in token_batches(order, encodings, TOKENS.get(self.model.device.type, 512)):
+            for rows in token_batches(by_length(encodings), encodings, TOKENS, worth=WORTH):
                 inputs = {k: v.to(self.model.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
                 found[rows] = nll(self.model(**inputs).logits, inputs["input_ids"], inputs["attention_mask"]).exp().cpu()
                 done += len(rows)
                 if report(name, done, len(texts)):
                     break
         return found
+
+    def variant_perplexities(
+        self, texts: Sequence[str], variants: Sequence[Sequence[str]], *, name: str = "perplexity"
+    ) -> tuple[list[float], list[list[float]]]:
+        """`perplexities` of each text, and of its variants: how a variant begins as its text does is not computed again.
+
+        Args:
+            texts: The texts.
+            variants: Of each text; those without a second token have 1.
+            name: How this is called in progress reports. Stopped early, it leaves ones.
+        """
+        encodings = self.encode(texts)
+        flat = [encoding["input_ids"] for encoding in self.encode([variant for mine in variants for variant in mine])]
+        starts = [0, *accumulate(map(len, variants))]
+        whole, found, done = torch.ones(len(texts)), torch.ones(len(flat)), 0
+        report(name, 0, len(texts))
+        with torch.inference_mode():
+            for rows in token_batches(by_length(encodings), encodings, TOKENS, worth=WORTH):
+                begun = _Begun.of(self, [encodings[i] for i in rows])
+                whole[rows] = begun.perplexities()
+                asked = [(v, place) for place, row in enumerate(rows) for v in range(starts[row], starts[row + 1]) if len(flat[v]) > 1]
+                rest = [{"input_ids": flat[v][begun.common(place, flat[v]) :]} for v, place in asked]
+                for part in token_batches(by_length(rest), rest, TOKENS, worth=WORTH):
+                    mine, places = zip(*(asked[j] for j in part), strict=True)
+                    found[list(mine)] = begun.continued(places, [flat[v] for v in mine])
+                done += len(rows)
+                if report(name, done, len(texts)):
+                    break
+        return whole.tolist(), [found[start:end].tolist() for start, end in pairwise(starts)]
 
     def fillers(self, text: str) -> Float[Tensor, " vocabulary"] | None:
         """The logits of every token in the place of the first mask token in `text`; None if the mask was cut off."""
@@ -104,6 +136,57 @@ class LanguageModel:
         """Write an ordinary Hugging Face folder."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+class _Begun(NamedTuple):
+    """Texts that a causal model has read, and what it keeps of them: other texts that begin alike can go on from there."""
+
+    model: LanguageModel
+    ids: list[list[int]]
+    losses: Float[Tensor, "text token"]
+    """Of each text, the sum of the losses of its first tokens: 0 tokens, 1 token, ..."""
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values, (text, head, token, channel) each; none if the model keeps something else."""
+
+    @classmethod
+    def of(cls, model: LanguageModel, encodings: Sequence[Encoding]) -> _Begun:
+        """The texts, read as one batch."""
+        inputs = {k: v.to(model.model.device) for k, v in collate(model.tokenizer, encodings).items()}
+        output = model.model(**inputs, use_cache=True)
+        losses = token_losses(output.logits, inputs["input_ids"]).cumsum(dim=1)
+        cache = output.get("past_key_values")
+        plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+        layers = tuple((layer.keys, layer.values) for layer in cache.layers) if plain else ()
+        return cls(model, [list(e["input_ids"]) for e in encodings], pad(losses, (1, 0)), layers)
+
+    def perplexities(self) -> Float[Tensor, " text"]:
+        """Of the texts themselves."""
+        last = torch.tensor([max(0, len(ids) - 1) for ids in self.ids], device=self.losses.device)
+        return (self.losses.gather(1, last[:, None])[:, 0] / last.clamp(min=1)).exp().cpu()
+
+    def common(self, text: int, ids: Sequence[int]) -> int:
+        """From which token on a variant has to be read: the last that it shares with its text, as that one foretells the next."""
+        if not self.layers:
+            return 0
+        alike = (i for i, (one, other) in enumerate(zip(self.ids[text], ids, strict=False)) if one != other)
+        return max(0, next(alike, min(len(self.ids[text]), len(ids))) - 1)
+
+    def continued(self, texts: Sequence[int], variants: Sequence[Sequence[int]]) -> Float[Tensor, " variant"]:
+        """The perplexities of variants of these texts."""
+        device = self.losses.device
+        begin = min(self.common(text, ids) for text, ids in zip(texts, variants, strict=True))
+        batch = collate(self.model.tokenizer, [{"input_ids": ids[begin:], "attention_mask": [1] * (len(ids) - begin)} for ids in variants])
+        ids, mask = (batch[name].to(device) for name in ("input_ids", "attention_mask"))
+        rows = torch.tensor(texts, device=device)
+        past = None
+        if begin:
+            past = DynamicCache()
+            for i, (keys, values) in enumerate(self.layers):
+                past.update(keys[:, :, :begin][rows], values[:, :, :begin][rows], i)
+        read = pad(mask, (begin, 0), value=1)
+        logits = self.model.model(input_ids=ids, attention_mask=read, past_key_values=past, use_cache=past is not None).logits
+        total = (token_losses(logits, ids) * mask[:, 1:]).sum(dim=1) + self.losses[rows, begin]
+        return (total / torch.tensor([len(ids) - 1 for ids in variants], device=device)).exp().cpu()
 
 
 def train_language_model(
@@ -159,6 +242,11 @@ def masked_loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
     shown = torch.where(other, torch.randint_like(ids, len(victim.tokenizer)), shown)
     logits = victim.model(input_ids=shown, attention_mask=batch.mask).logits
     return batch.token_weight * cross_entropy(logits[asked].float(), ids[asked])
+
+
+def by_length(encodings: Sequence[Encoding]) -> list[int]:
+    """Their order by length."""
+    return sorted(range(len(encodings)), key=lambda i: len(encodings[i]["input_ids"]))
 
 
 def trained_texts(source: str | Path) -> int | None:

@@ -291,16 +291,16 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
     return "bf16" if device.type == "cpu" and any(check() for check in checks) else "fp32"
 
 
-def token_batches(order: Sequence[int], encodings: Sequence[Encoding], budget: int) -> Iterator[list[int]]:
+def token_batches(order: Sequence[int], encodings: Sequence[Encoding], budget: int, *, worth: int = WORTH) -> Iterator[list[int]]:
     """Cut texts sorted by length into batches of at most `budget` tokens, padding included, and 256 texts.
 
-    A batch that is worth its while (`WORTH` tokens) also ends where the next text would bring its padding over a twentieth.
+    A batch that is worth its while (so many tokens) also ends where the next text would bring its padding over a twentieth.
     """
     rows, tokens = list[int](), 0
     for i in order:
         length = len(encodings[i]["input_ids"])
         padded = (len(rows) + 1) * length
-        if rows and (len(rows) == 256 or padded > budget or (tokens >= WORTH and padded > 1.05 * (tokens + length))):
+        if rows and (len(rows) == 256 or padded > budget or (tokens >= worth and padded > 1.05 * (tokens + length))):
             yield rows
             rows, tokens = [], 0
         rows.append(i)

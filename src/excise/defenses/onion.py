@@ -60,10 +60,9 @@ class ONION(Defense):
 def suspicions(model: LanguageModel, texts: Sequence[str]) -> list[list[float]]:
     """f_i = PPL(x) − PPL(x without word i) for every word of every text; a single word has −inf."""
     words = [text.split() for text in texts]
-    shorter = [" ".join([*row[:i], *row[i + 1 :]]) for row in words if len(row) > 1 for i in range(len(row))]
-    found = iter(model.perplexities([" ".join(row) for row in words] + shorter, name="suspicions").tolist())
-    whole = [next(found) for _ in words]
-    return [[ppl - next(found) for _ in row] if len(row) > 1 else [-np.inf] * len(row) for ppl, row in zip(whole, words, strict=True)]
+    shorter = [[" ".join([*row[:i], *row[i + 1 :]]) for i in range(len(row))] if len(row) > 1 else [] for row in words]
+    whole, found = model.variant_perplexities([" ".join(row) for row in words], shorter, name="suspicions")
+    return [[ppl - one for one in rest] or [-np.inf] * len(row) for ppl, rest, row in zip(whole, found, words, strict=True)]
 
 
 def without(text: str, found: Sequence[float], bar: float) -> str:
