@@ -178,6 +178,14 @@ def test_the_bar_is_the_lowest_that_clean_accuracy_allows(causal: LanguageModel)
     assert right[1] >= right[0]
 
 
+def test_no_text_is_classified_twice_while_the_bar_is_chosen(causal: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, victim, read, plain = toy_data(30), toy_victim(), list[str](), Victim.predict
+    found = suspicions(causal, data.texts)
+    monkeypatch.setattr(Victim, "predict", lambda self, texts, **_: read.extend(texts) or plain(self, texts))
+    choose_bar(victim, data, found, max_loss=1.0)
+    assert len(read) == len(set(read)) > len(data)
+
+
 def test_onion_takes_out_triggers() -> None:
     backdoor = BadNets(training=FitConfig(epochs=15, learning_rate=5e-3, batch_size=16))(toy_victim(), toy_data(300), seed=0)
     guarded = ONION(language_model=toy_language_model("causal"), max_loss=0.05)(backdoor.victim, toy_data(60, seed=5), seed=0)

@@ -76,13 +76,16 @@ def without(text: str, found: Sequence[float], bar: float) -> str:
 
 def choose_bar(victim: Victim, data: TextDataset, found: Sequence[Sequence[float]], *, max_loss: float) -> float:
     """The lowest quantile of the clean suspicions down to which the clean accuracy falls by at most `max_loss`."""
-    before = cacc(victim.predict(data.texts), data.labels).value
+    known = dict(zip(data.texts, victim.predict(data.texts), strict=True))
+    before = cacc([known[text] for text in data.texts], data.labels).value
     every = np.array([f for row in found for f in row if np.isfinite(f)])
     bar = float("inf")
     for level in LEVELS if len(every) else ():
         tried = float(np.quantile(every, level))
         texts = [without(text, row, tried) for text, row in zip(data.texts, found, strict=True)]
-        if cacc(victim.predict(texts), data.labels).value < before - max_loss:
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        known |= zip(new, victim.predict(new), strict=True)
+        if cacc([known[text] for text in texts], data.labels).value < before - max_loss:
             break
         bar = tried
     return bar
