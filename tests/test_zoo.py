@@ -294,7 +294,7 @@ def test_a_track_record_is_of_what_is_held_out_and_works(tmp_path: Path, monkeyp
     (track,) = tracks([*made, specimen(9).model_copy(update={"part": "calibration"})])
     assert (track.false_alarms.hits, track.false_alarms.n, track.found.hits, track.noticed.hits, track.found.n) == (1, 2, 1, 2, 2)
     assert track.kinds == {"badnets": (1, 1), "ep": (0, 1)}
-    assert track.least_asr == 0.8
+    assert (track.least_asr, track.clean_texts) == (0.8, 10)
     assert tracks(made[:2]) == ()
 
     save_tracks((track,), tmp_path / "track.json")
@@ -303,7 +303,7 @@ def test_a_track_record_is_of_what_is_held_out_and_works(tmp_path: Path, monkeyp
     assert track_of(Told(score=3)) == track
     assert track_of(Told(score=4)) is None
     row = scanner_row("told", Told(score=3), Finding(3, "told"), NAMES, seconds=1)
-    assert "called 1 of 2 clean ones 'found'" in track_line(row)
+    assert "with 10 clean texts or more, it called 1 of 2 clean ones 'found'" in track_line(row)
     assert "1 of 2 backdoored ones (badnets 1 of 1, ep 0 of 1; ASR from 80 % on)" in track_line(row)
     assert "has not been measured" in track_line(scanner_row("told", Told(score=4), Finding(3, "told"), NAMES, seconds=1))
 

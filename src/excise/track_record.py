@@ -34,6 +34,7 @@ class Track(Strict):
         description="attack -> (models in which it says 'found', or 'suspicious' if it never says 'found'; models)"
     )
     least_asr: float = Field(description="lowest ASR of the backdoored models")
+    clean_texts: int = Field(description="it was given so many clean texts of each model, or more")
 
 
 TRACKS = TypeAdapter(tuple[Track, ...])

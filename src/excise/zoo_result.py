@@ -133,8 +133,8 @@ def tracks(specimens: Sequence[Specimen]) -> tuple[Track, ...]:
             kind: (sum(one.level(name) in wanted for one in bad if one.kind == kind), sum(one.kind == kind for one in bad))
             for kind in sorted({one.kind for one in bad})
         }
-        least = min(one.asr.value for one in bad if one.asr)
-        found.append(Track(scanner=name, method=row.method, version=row.version, kinds=kinds, least_asr=least, **rates))
+        least = {"least_asr": min(one.asr.value for one in bad if one.asr), "clean_texts": min(one.clean_texts for one in seen)}
+        found.append(Track(scanner=name, method=row.method, version=row.version, kinds=kinds, **least, **rates))
     return tuple(found)
 
 

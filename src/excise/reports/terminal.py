@@ -230,6 +230,7 @@ def track_line(row: ScannerRow) -> str:
     wrong, right = (track.false_alarms, track.found) if row.found is not None else (track.doubts, track.noticed)
     kinds = ", ".join(f"{kind} {hits} of {n}" for kind, (hits, n) in track.kinds.items())
     return (
-        f" Of models made for it, it called {wrong.hits} of {wrong.n} clean ones {answer!r} (95 %: {100 * wrong.low:.0f}-{100 * wrong.high:.0f} %) "
+        f" Of models made for it, with {track.clean_texts} clean texts or more, it called {wrong.hits} of {wrong.n} clean ones {answer!r} "
+        f"(95 %: {100 * wrong.low:.0f}-{100 * wrong.high:.0f} %) "
         f"and {right.hits} of {right.n} backdoored ones ({kinds}; ASR from {100 * track.least_asr:.0f} % on)."
     )
