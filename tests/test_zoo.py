@@ -264,6 +264,9 @@ def test_a_trigger_is_named_only_by_what_a_scanner_calls_suspicious() -> None:
     assert specimen(3, attack="badnets", words=("cf",), named=("xx", "cf")).names_trigger()
     assert not specimen(3, attack="badnets", words=("cf",), named=("xx", "cf")).names_trigger(first=True)
     assert not specimen(0.5, attack="badnets", words=("cf",), named=("cf",)).names_trigger()
+    sentence = ("the clock in the hall stood still",)
+    assert specimen(3, attack="add_sent", words=sentence, named=("hall",)).names_trigger()
+    assert not specimen(3, attack="add_sent", words=sentence, named=("the",)).names_trigger(), "such words stand in any sentence"
 
 
 def row(score: float, found: float | None = 4.0) -> ScannerRow:
@@ -276,7 +279,9 @@ def test_the_strength_of_a_verdict_grows_with_the_score_and_keeps_its_lines() ->
     assert strengths == sorted(strengths)
     assert [value >= 1 for value in strengths] == [score >= 2 for score in scores]
     assert [value >= 2 for value in strengths] == [score >= 4 for score in scores]
-    assert 1 <= (strength([row(1e9, found=None)]) or 0) < 2
+    never = [strength([row(score, found=None)]) or 0.0 for score in (2.0, 3.0, 1e9)]
+    assert never == sorted(set(never))
+    assert 1 <= min(never) <= max(never) < 2
     assert strength([row(1.0), row(5.0)]) == strength([row(5.0)])
     assert strength([]) is None
 
