@@ -310,6 +310,8 @@ def test_a_track_record_is_of_what_is_held_out_and_works(tmp_path: Path, monkeyp
     row = scanner_row("told", Told(score=3), Finding(3, "told"), NAMES, seconds=1)
     assert "with 10 clean texts or more, it called 1 of 2 clean ones 'found'" in track_line(row)
     assert "1 of 2 backdoored ones (badnets 1 of 1, ep 0 of 1; ASR from 80 % on)" in track_line(row)
+    hasty = scanner_row("told", Told(score=3), Finding(3, "told", left_out=("a part",)), NAMES, seconds=1)
+    assert (row.track, hasty.track) == (track, None), "the record is that of the whole search"
     assert "has not been measured" in track_line(scanner_row("told", Told(score=4), Finding(3, "told"), NAMES, seconds=1))
 
 
