@@ -8,8 +8,10 @@ import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,7 +42,7 @@ from excise.scanners import trigger_search
 from excise.scanners._contests import Contest, Foil, contests, flips, stubborn_texts, together, tokens
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners._pieces import Pieces
-from excise.scanners.embedding_rows import EmbeddingRows
+from excise.scanners.embedding_rows import EmbeddingRows, moved, unusual_lengths
 from excise.scanners.trigger_search import TriggerSearch, crowded, grouped, without_longer
 from excise.training import FitConfig
 from excise.victim import Victim
@@ -236,6 +238,22 @@ def test_sarif_is_valid_against_its_schema(bad: str) -> None:
     assert not validator.is_valid(told)
 
 
+@pytest.mark.parametrize(
+    ("level", "kind"), [("found", "fail"), ("suspicious", "review"), ("nothing", "pass"), ("hasty", "open"), ("skipped", "open")]
+)
+def test_sarif_passes_only_what_was_looked_at_whole(level: str, kind: str) -> None:
+    (run,) = json.loads(sarif(result(rows_of(level))))["runs"]
+    assert [(each["kind"], each["level"]) for each in run["results"]] == [(kind, "error" if kind == "fail" else "none")]
+    assert len(run["invocations"][0]["toolExecutionNotifications"]) == (level in ("hasty", "skipped"))
+
+
+def test_the_head_map_is_darker_the_more_suspicious_a_head_is() -> None:
+    finding = Finding(3.0, "told", heads=((-1.0, 0.0), (1.0, 3.0)), suspicious_heads=((1, 1),))
+    page = scan_report(result((scanner_row("told", Told(), finding, NAMES, seconds=1),)))
+    assert re.findall(r"rgb\(179 38 30 / (\d+)%\)\">([^<]*)<", page) == [("0", "-1.00"), ("15", "0.00"), ("30", "1.00"), ("60", "3.00 *")]
+    assert "/ 0%" in scan_report(result((scanner_row("told", Told(), replace(finding, heads=((1.0,),)), NAMES, seconds=1),)))
+
+
 @pytest.mark.parametrize(("model", "uri"), [("/models/a b", "file:///models/a%20b"), ("org/name@main", "org/name@main"), ("my model", "my%20model")])
 def test_the_scanned_model_is_sarif_s_location(model: str, uri: str) -> None:
     (run,) = json.loads(sarif(hostile("x").model_copy(update={"model": model})))["runs"]
@@ -384,6 +402,20 @@ def test_a_jury_is_large_enough_to_find_a_trigger_or_there_is_none(right: int) -
     else:
         jury = stubborn().jury
         assert Rate(len(jury), len(jury)).interval[0] >= TriggerSearch.found
+
+
+def test_a_jury_gives_up_its_label_for_no_ordinary_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tuple(f"film {i}" for i in range(100))
+    logits = torch.tensor([[200.0 - i, 0.0] for i in range(100)])
+
+    def moved_by_words(_: Victim, texts: list[str], **__: object) -> torch.Tensor:
+        return torch.tensor([[0.0, float(re.findall(r"\d+", text)[0])] for text in texts])
+
+    monkeypatch.setattr(Victim, "logits", moved_by_words)
+    foil = stubborn_texts(toy_victim(), TextDataset(texts, (0,) * 100, NAMES), logits, 1, [("fine",), ("best",)], 64, seed=0)
+    assert len(foil.jury) == 20
+    assert len(foil.search) == 10
+    assert {int(text.split()[1]) for text in (*foil.search, *foil.jury)} == set(range(30)), "of the 50 surest, the 30 that words move least"
 
 
 def test_a_search_says_what_it_could_find_with_so_few_texts() -> None:
@@ -683,6 +715,14 @@ def test_rows_of_unusual_length_stand_out() -> None:
     with torch.no_grad():
         victim.module.get_input_embeddings().weight[token] *= 9
     assert next(iter(EmbeddingRows()(victim, toy_data(4), seed=0).measures)) == "row of 'mn'"
+
+
+def test_distances_of_rows() -> None:
+    base = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 10.0], [0.0, 0.0]])
+    rows = torch.tensor([[3.0, 9.0], [1.0, 1.0], [0.0, 10.0], [0.0, 0.0]])
+    assert moved(rows, base).tolist() == [1, 1, 0, 0]
+    lengths = torch.tensor([[0.0, 2.0], [2.0, 0.0], [0.0, 4.0], [0.5, 0.0], [1e-3, 0.0], [0.0, 0.0], [2.0, 0.0]])
+    assert unusual_lengths(lengths).tolist() == pytest.approx([0, 0, math.log(2), math.log(4), 0, 0, 0]), "nobody has trained the last but one"
 
 
 def test_a_base_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
