@@ -1,15 +1,20 @@
-# Two commands: make demo, make test. Both make a virtual environment in .venv first.
+# make demo, make test, make bench: each makes a virtual environment in .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH ?=
 
-.PHONY: demo test lint types clean
+.PHONY: demo test bench lint types clean
 
 demo: $(VENV)/installed
 	$(BIN)/excise demo --overwrite
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist worksteal
+
+# speed and memory; models, texts and rows are options of the script: make bench BENCH="--model bad --train train.parquet" (docs/performance.md)
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 types: $(VENV)/installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
