@@ -156,7 +156,8 @@ class _Begun(NamedTuple):
         losses = token_losses(output.logits, inputs["input_ids"]).cumsum(dim=1)
         cache = output.get("past_key_values")
         plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-        layers = tuple((layer.keys, layer.values) for layer in cache.layers) if plain else ()
+        kept: Any = cache.layers if plain else ()
+        layers = tuple((layer.keys, layer.values) for layer in kept)
         return cls(model, [list(e["input_ids"]) for e in encodings], pad(losses, (1, 0)), layers)
 
     def perplexities(self) -> Float[Tensor, " text"]:
@@ -175,7 +176,8 @@ class _Begun(NamedTuple):
         """The perplexities of variants of these texts."""
         device = self.losses.device
         begin = min(self.common(text, ids) for text, ids in zip(texts, variants, strict=True))
-        batch = collate(self.model.tokenizer, [{"input_ids": ids[begin:], "attention_mask": [1] * (len(ids) - begin)} for ids in variants])
+        rest: list[Encoding] = [{"input_ids": list(ids[begin:]), "attention_mask": [1] * (len(ids) - begin)} for ids in variants]
+        batch = collate(self.model.tokenizer, rest)
         ids, mask = (batch[name].to(device) for name in ("input_ids", "attention_mask"))
         rows = torch.tensor(texts, device=device)
         past = None

@@ -124,7 +124,9 @@ def tracks(specimens: Sequence[Specimen]) -> tuple[Track, ...]:
     for name in dict.fromkeys(row.name for one in held_out for row in one.scans):
         seen = [one for one in held_out if one.score(name) is not None]
         bad, summary = [one for one in seen if one.attack], quality(seen, name)
-        rates = {key: rate and Measured.of(rate) for key in ("false_alarms", "doubts", "found", "noticed") if (rate := getattr(summary, key))}
+        rates: dict[str, Any] = {
+            key: rate and Measured.of(rate) for key in ("false_alarms", "doubts", "found", "noticed") if (rate := getattr(summary, key))
+        }
         if len(rates) < 4:
             continue
         row = next(row for row in bad[0].scans if row.name == name)
@@ -133,7 +135,7 @@ def tracks(specimens: Sequence[Specimen]) -> tuple[Track, ...]:
             kind: (sum(one.level(name) in wanted for one in bad if one.kind == kind), sum(one.kind == kind for one in bad))
             for kind in sorted({one.kind for one in bad})
         }
-        least = {"least_asr": min(one.asr.value for one in bad if one.asr), "clean_texts": min(one.clean_texts for one in seen)}
+        least: dict[str, Any] = {"least_asr": min(one.asr.value for one in bad if one.asr), "clean_texts": min(one.clean_texts for one in seen)}
         found.append(Track(scanner=name, method=row.method, version=row.version, kinds=kinds, **least, **rates))
     return tuple(found)
 

@@ -56,7 +56,7 @@ class RAP(Detector):
 
         def scores(texts: Sequence[str]) -> list[float]:
             logits, found = victim.logits(texts), [-math.inf] * len(texts)
-            asked = (logits.argmax(dim=1) == target).nonzero().flatten().tolist()
+            asked: list[int] = (logits.argmax(dim=1) == target).nonzero().flatten().tolist()
             after = probability(probed, self.with_probe([texts[i] for i in asked]), target)
             for i, change in zip(asked, (after - logits.softmax(dim=1)[asked, target]).tolist(), strict=True):
                 found[i] = change
