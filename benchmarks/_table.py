@@ -183,6 +183,8 @@ LINES: Mapping[str, Any] = {
 
 def cost_figure(rows: Rows) -> bytes:
     """The curves, a panel for each thing that grows, both axes logarithmic; dotted, what grows in proportion would do. Empty without curves."""
+    from matplotlib.ticker import LogLocator
+
     curves = {name: row["found"] for name, row in rows.items() if "points" in row.get("found", {})}
     panels = [over for over in PANELS if any(found["over"] == over for found in curves.values())]
     if not panels:
@@ -196,13 +198,23 @@ def cost_figure(rows: Rows) -> bytes:
                 xs, ys = zip(*points, strict=True)
                 axes.plot(xs, [ys[-1] * x / xs[-1] for x in xs], color=SOFT, linewidth=0.8, linestyle=":")
                 axes.plot(xs, ys, color=COLOURS[i], marker=MARKERS[i], markersize=4.5, label=name.split("_by_")[0].replace("_", " "))
-            ticks = sorted({x for _, points in mine for x, _ in points})
+            ticks = apart(sorted({x for _, points in mine for x, _ in points}))
             axes.set(xscale="log", yscale="log", xlabel=over, ylabel="seconds")
             axes.set_xticks(ticks, [str(tick) for tick in ticks], rotation=45 if len(ticks) > 4 else 0)
             axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.grid(axis="y", color=LINE, linewidth=0.6)
             axes.legend(fontsize=7)
         for axes in places:
             axes.remove()
         return _rendered(figure, "svg")
+
+
+def apart(ticks: Sequence[int]) -> list[int]:
+    """Without those that would stand in the one before."""
+    kept = list[int]()
+    for tick in ticks:
+        if not kept or tick > 1.15 * kept[-1]:
+            kept.append(tick)
+    return kept
