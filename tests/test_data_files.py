@@ -149,9 +149,51 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     refused(tmp_path / "a.csv", "no ordinary file")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"text,label\n" + b"a,1\n" * 100_000),
+        ("b.csv", b"text" + b"," * 200_000 + b"\na,1\n"),
+        ("a.tsv", b"text\tlabel\n" + b"a\t1\n" * 100_000),
+        ("a.jsonl", b"{}\n" * 100_000),
+        ("b.jsonl", b'{"text": "a", "label": 1, "x": [' + b"[]," * 100_000 + b"0]}"),
+        ("a.json", b"[" + b"{}," * 100_000 + b"0]"),
+    ],
+)
+def test_values_are_counted_before_they_are_read(name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of two characters takes sixty times its size; a file of a gigabyte would take the machine."""
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("excise.data_files.free_memory", lambda: 10 * 2**20)
+    monkeypatch.setattr("excise.data_files._check_utf8", lambda _: pytest.fail("it was read"))
+    refused(tmp_path / name, "GB of memory", "0.0 GB are free")
+
+
+def test_rows_of_a_fixed_width_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are stored once, too, but are not read as a dictionary: a batch of them took gigabytes before anything was counted."""
+    wide = pa.array([b"x" * 1_000_000] * 20, pa.binary(1_000_000))
+    path = parquet(tmp_path / "a.parquet", {"text": wide, "label": [0] * 20})
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr("excise.data_files.MOST_BYTES", 15_000_000)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("it was unpacked"))
+    refused(path, "column 'text' unpacks to more than")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize("label", ["1e999", "-1e999", "9" * 1_000, "nan"])
+def test_numbers_without_end_are_no_labels(name: str, label: str, tmp_path: Path) -> None:
+    row = f"a,{label}" if name == "a.csv" else f'{{"text": "a", "label": {label if label.isdigit() else json.dumps(label)}}}'
+    rows = [row] if name == "a.jsonl" else ["text,label", row]
+    refused(written(tmp_path / name, *rows), "label")
+
+
+def test_a_column_named_twice_is_told_in_short(tmp_path: Path) -> None:
+    refused(written(tmp_path / "a.csv", "text" + ",x" * 100_000), "names a column twice: 'x'")
+
+
 def test_rows_that_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("excise.data_files.MOST_ROWS", 2)
-    refused(written(tmp_path / "a.csv", "text,label", "a,1", "b,0", "c,1"), "3 rows", "at most 2")
+    refused(written(tmp_path / "a.csv", "text,label", "a,1", "b,0", "c,1", "d,1"), "more than 2 rows")
+    refused(written(tmp_path / "a.jsonl", *['{"text": "a", "label": 1}'] * 3), "3 rows", "at most 2")
 
 
 @pytest.mark.parametrize("name", ["evil.py", "./evil.py", "evil/evil.py"])

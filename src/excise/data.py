@@ -278,7 +278,7 @@ def _label_names(labels: Sequence[Any]) -> tuple[str, ...]:
 def _whole(value: Any) -> int | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return int(number) if number.is_integer() else None
 
@@ -295,4 +295,5 @@ def _label_id(value: Any, names: Sequence[str], *, where: str) -> int:
         return list(names).index(str(index))
     if index is not None and 0 <= index < len(names) and not all(name.isdigit() for name in names):
         return index
-    raise DataError(f"{where} {value!r}; known labels are {_listed(names)} or their indices 0 to {len(names) - 1}.{nearest(given, names)}")
+    shown = repr(value) if len(repr(value)) < 100 else f"{repr(value)[:90]}..."
+    raise DataError(f"{where} {shown}; known labels are {_listed(names)} or their indices 0 to {len(names) - 1}.{nearest(given, names)}")

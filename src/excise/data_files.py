@@ -7,12 +7,14 @@ import csv
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from excise.errors import DataError, first_line
+from excise.memory import free_memory, json_cost
 
 __all__ = ["Table", "is_file", "read_file"]
 
@@ -27,6 +29,8 @@ FORMATS: dict[str, Literal["csv", "tsv", "json", "parquet"]] = {
 MOST_BYTES = 2**30
 """The largest file, and the largest column that a compressed file may unpack to."""
 MOST_ROWS = 20_000_000
+ROW, CELL = 128, 56
+"""Bytes of memory that a line and a cell take beside their characters."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def _read_file(path: Path) -> Table:
     if found.st_size > MOST_BYTES:
         raise DataError(f"{path} has {found.st_size / 2**30:.1f} GB; at most {MOST_BYTES / 2**30:g} GB can be read. Give fewer texts.")
     if form != "parquet":
+        _check_room(path, form)
         _check_utf8(path)
     try:
         match form:
@@ -116,8 +121,18 @@ def _delimited(path: Path, separator: str) -> Table:
         raise rows
     header, *body = rows or [[]]
     if len(set(header)) != len(header):
-        raise DataError(f"{path} names a column twice: {', '.join(header)}. Rename one.")
-    return Table(tuple(header), len(body), lambda name: [row[header.index(name)] for row in body])
+        raise _twice(path, header)
+
+    def column(name: str) -> list[str]:
+        place = header.index(name)
+        return [row[place] for row in body]
+
+    return Table(tuple(header), len(body), column)
+
+
+def _twice(path: Path, names: Sequence[str]) -> DataError:
+    name = next(name for name, count in Counter(names).items() if count > 1)
+    return DataError(f"{path} names a column twice: {name[:40]!r}. Rename one.")
 
 
 def _rows(path: Path, separator: str, quoting: Literal[0, 3]) -> list[list[str]] | DataError:
@@ -136,6 +151,8 @@ def _rows(path: Path, separator: str, quoting: Literal[0, 3]) -> list[list[str]]
                             "Put texts that hold a separator between quotation marks."
                         )
                     rows.append(row)
+                    if len(rows) > MOST_ROWS + 1:
+                        return DataError(f"{path} has more than {MOST_ROWS} rows, which is the most that can be read. Give fewer texts.")
                 begun = reader.line_num + 1
     except csv.Error as error:
         return DataError(f"{path}: line {begun} cannot be read: {error}. Write a quotation mark inside a quoted text twice.")
@@ -185,7 +202,7 @@ def _parquet(path: Path) -> Table:
     with ParquetFile(path) as file:
         columns, rows = tuple(file.schema_arrow.names), file.metadata.num_rows
         if len(set(columns)) != len(columns):
-            raise DataError(f"{path} names a column twice: {', '.join(columns)}. Rename one.")
+            raise _twice(path, columns)
         names = class_names(file.schema_arrow.metadata)
         kinds = dict(zip(columns, file.schema_arrow.types, strict=True))
 
@@ -216,12 +233,15 @@ def _parquet_column(path: Path, name: str, kind: Any) -> list[Any]:
     from pyarrow import compute
     from pyarrow.parquet import ParquetFile
 
-    if pa.types.is_nested(kind):
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_nested(plain):
         raise DataError(f"{path}: column {name!r} holds {str(kind)[:40]}; texts or labels were expected. Name another column.")
     values: list[Any] = []
     with ParquetFile(path, read_dictionary=[name]) as file:
         # of all columns: pyarrow ends the process where what is said of a single one is damaged
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        if pa.types.is_fixed_size_binary(plain):  # not read as a dictionary
+            size = max(size, plain.byte_width * file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=4096, columns=[name]) if size <= MOST_BYTES else ():
             array = batch.column(0)
             if pa.types.is_dictionary(array.type) and not pa.types.is_primitive(array.type.value_type):
@@ -233,6 +253,17 @@ def _parquet_column(path: Path, name: str, kind: Any) -> list[Any]:
     if size > MOST_BYTES:
         raise DataError(f"{path}: column {name!r} unpacks to more than {MOST_BYTES / 2**30:g} GB. Give fewer texts.")
     return values
+
+
+def _check_room(path: Path, form: Literal["csv", "tsv", "json"]) -> None:
+    """A few bytes can stand for a row, a cell or a list, which take far more memory; so they are counted before they are read."""
+    cost, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            cost += json_cost(block) if form == "json" else CELL * sum(block.count(mark) for mark in (b",", b";", b"\t"))
+            cost += ROW * (block.count(b"\n") + block.count(b"\r"))
+    if (needed := 2 * size + cost * (2 if form == "tsv" else 1)) > (free := free_memory()):
+        raise DataError(f"{path} may take {needed / 2**30:.1f} GB of memory, but {free / 2**30:.1f} GB are free. Give fewer texts.")
 
 
 def _check_utf8(path: Path) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,10 @@ from typing import Any, NamedTuple
 
 from excise import tokenizer_file
 from excise.errors import CheckpointError
+from excise.memory import free_memory
 from excise.plain_files import Size, Tensor, read_header, read_json, refuse
 
-__all__ = ["Checkpoint", "check_memory", "free_memory", "inspect", "read_config"]
+__all__ = ["Checkpoint", "check_memory", "files_of", "free_memory", "inspect", "read_config"]
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL = "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
@@ -63,11 +65,14 @@ REFUSED = {
     "init_inputs": "passes arguments to a constructor, which excise does not do. Remove the key.",
 }
 """Keys of JSON files, at any depth, with which transformers opens or runs something else. Empty values and `HARMLESS` ones are dropped."""
+_FETCHES = "fetches something when its model is made. Use another model."
+FETCHING = ("timm", "yoso", "mra")
+"""Beginnings of types whose models, wherever they stand in another, get a configuration or kernels from the hub."""
 HARMLESS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm", "batched_mm")
 NAMES = ("id2label", "label2id", "task_specific_params")
 """Objects whose keys are the user's words."""
-DROPPED = ("name_or_path", "transformers_version", "dtype", "torch_dtype")
-"""Keys of config.json that are left out, like all that begin with an underscore: they say where a model came from, or are private."""
+DROPPED = ("name_or_path", "transformers_version", "dtype", "torch_dtype", "return_dict", "chunk_size_feed_forward")
+"""Keys of config.json that are left out, like all that begin with an underscore: they say where it came from or how to call it, or are private."""
 
 
 class Range(NamedTuple):
@@ -91,6 +96,8 @@ NUMBERS: dict[str, Range] = {
     "num_labels": Range(1, 100_000),
     "head_dim": Range(1, 8_192),
 }
+COUNTS, MOST_COUNTED = re.compile(r"(layer|block|group|expert|network|stage|repeat|replace)s?$"), 10_000
+"""Other keys of config.json that say how many parts something has, and the most."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,15 @@ def inspect(folder: Path, source: str, *, free: int | None = None) -> Checkpoint
     return Checkpoint(source, config, content, settings, files, tensors, dropped)
 
 
+def files_of(folder: Path) -> tuple[str, ...]:
+    """The names of the files of a checkpoint that excise reads, of which some may be missing; weights only if it can tell which they are."""
+    try:
+        weights: Iterable[str] = _weight_files(folder, str(folder))
+    except CheckpointError:
+        weights = ()
+    return (CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL, INDEX, *weights)
+
+
 def read_config(folder: Path, source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """config.json without what is dropped, and the keys of that.
 
@@ -166,20 +182,11 @@ def read_config(folder: Path, source: str) -> tuple[dict[str, Any], tuple[str, .
     config = _read(folder, CONFIG, source)[1]
     _check_values(config, CONFIG, source)
     _check_numbers(config, source)
+    kinds = config.get("architectures") or []
+    if not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        refuse(source, f"architectures in {CONFIG} is {str(kinds)[:40]}; a list of names was expected. Restore it.")
     dropped: list[str] = []
     return _without_dropped(config, dropped), tuple(f"{CONFIG}: {key}" for key in dropped)
-
-
-def free_memory() -> int:
-    """Bytes that this process can still have: what the machine has left, or its container if that is less."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
-    return min(free, max(limit - used, 0))
 
 
 def check_memory(needed: int, source: str, *, free: int | None = None) -> None:
@@ -229,18 +236,37 @@ def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sourc
 
 
 def _check_numbers(config: Mapping[str, Any], source: str) -> None:
+    for key, value in _entries(config):
+        if key not in NUMBERS and COUNTS.search(key) and type(value) is int and value > MOST_COUNTED:
+            refuse(source, f"{key} in {CONFIG} is {str(value)[:40]}; at most {MOST_COUNTED} was expected. Restore it.")
+        if key == "attention_types":
+            _check_pattern(value, source)
     for key, value, limit in _numbers(config):
         if type(value) is not int or not limit.least <= value <= limit.most:
             given = repr(value) if len(repr(value)) < 40 else repr(value)[:40] + "..."
             refuse(source, f"{key} in {CONFIG} is {given}; a whole number from {limit.least} to {limit.most} was expected. Restore it.")
 
 
+def _check_pattern(value: Any, source: str) -> None:
+    """GPT-Neo's [[kinds of layers, how often], ...], which it writes out."""
+    for part in value if isinstance(value, list) else ():
+        if not (isinstance(part, list) and len(part) == 2 and isinstance(part[0], list) and type(part[1]) is int):
+            refuse(source, f"attention_types in {CONFIG} holds {str(part)[:40]}; kinds of layers and how often were expected. Restore it.")
+        if len(part[0]) * part[1] > MOST_COUNTED:
+            refuse(source, f"attention_types in {CONFIG} stands for more than {MOST_COUNTED} layers. Restore it.")
+
+
 def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Range]]:
+    return ((key, value, NUMBERS[key]) for key, value in _entries(config) if key in NUMBERS and value is not None)
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What stands under each key, at any depth, that is no object itself."""
     for key, value in config.items():
         if isinstance(value, dict) and key not in NAMES:
-            yield from _numbers(value)
-        elif key in NUMBERS and value is not None:
-            yield key, value, NUMBERS[key]
+            yield from _entries(value)
+        else:
+            yield key, value
 
 
 def _check_values(value: Any, name: str, source: str, depth: int = 0) -> None:
@@ -252,6 +278,8 @@ def _check_values(value: Any, name: str, source: str, depth: int = 0) -> None:
             for key, inner in value.items():
                 if key in REFUSED and inner and inner not in HARMLESS:
                     refuse(source, f"{key} in {name} {REFUSED[key]}")
+                if key == "model_type" and isinstance(inner, str) and inner.startswith(FETCHING):
+                    refuse(source, f"the model_type {inner[:40]!r} in {name} {_FETCHES}")
                 if not (key in NAMES and isinstance(inner, dict)):
                     _check_values(inner, name, source, depth + 1)
                 else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn
 
 from excise.errors import CheckpointError
+from excise.memory import json_cost
 
 __all__ = ["Size", "Tensor", "opened", "read_header", "read_json", "refuse"]
 
@@ -22,13 +23,11 @@ class Size(NamedTuple):
 
     bytes: int
     parsed: int
-    """Bytes that its values may take in memory, by `COST`."""
+    """Bytes that its values may take in memory, by `json_cost`."""
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     """How it is read. latin-1 keeps a large text at one byte a character; characters beyond ASCII then look wrong, but the structure is the same."""
 
 
-COST = {b",": 64, b"[": 104, b"{": 240, b":": 160}
-"""About how much memory each of these marks brings: a short text in a list, a list, an object and a key."""
 HEADER = Size(16 * 2**20, 160 * 2**20)
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """Types of weights that are read, and their sizes."""
@@ -78,7 +77,7 @@ def read_json(folder: Path, name: str, most: Size, source: str) -> tuple[bytes, 
 
 def parse_json(content: bytes, most: Size, name: str, source: str) -> dict[str, Any]:
     """The object in a JSON text."""
-    if sum(content.count(mark) * cost for mark, cost in COST.items()) > most.parsed:
+    if json_cost(content) > most.parsed:
         refuse(source, f"{name} holds more values than fit {most.parsed // 2**20} MB of memory. Restore it.")
     try:
         for _ in iterdecode((content[i : i + 2**20] for i in range(0, len(content), 2**20)), "utf-8"):
