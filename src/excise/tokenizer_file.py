@@ -19,9 +19,15 @@ SWITCHES = (
     *("add_prefix_space", "trim_offsets", "split_special_tokens", "remove_space", "legacy", "add_bos_token", "add_eos_token"),
 )
 CHOICES = {"padding_side": ("left", "right"), "truncation_side": ("left", "right")}
+CLASS = re.compile(r"(?!Auto|Rag)[A-Za-z]\w{0,80}(Tokenizer|TokenizerFast|Backend)", re.ASCII)
+"""Names of tokenizers, apart from two that only open others."""
 INPUTS = {"input_ids", "token_type_ids", "attention_mask", "position_ids", "special_tokens_mask"}
-GROWTH, STEPS, PIECES, PATTERN, ADDED = 256, 100, 16, 10_000, 100_000
-"""How much longer normalisation may make a text; most steps, special tokens around a text, characters of a pattern, and added tokens."""
+GROWTH, STEPS, PIECES, PATTERN = 256, 100, 16, 10_000
+"""How much longer the steps may make a text; how many steps, special tokens around a text, and characters of a pattern there may be."""
+ADDED, ADDED_CHARACTERS, LISTED = 100_000, 1_000_000, 10_000
+"""Most added tokens, characters in all of them together, and special tokens in a list of the settings: the library searches for all at once."""
+AFFIX, WORD, UNIGRAM = 256, 1_000, 8 * 2**20
+"""Most characters that are put before or behind a piece; of a word that is cut in pieces; of all pieces that are searched by their beginnings."""
 REPEATED = re.compile(r"\)(?:[*+]|\{\d*,\})")
 """A repeated group: the pattern of regular expressions that take exponential time."""
 
@@ -48,7 +54,7 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
         elif key == "model_input_names":
             allowed = isinstance(value, list) and all(isinstance(name, str) for name in value) and INPUTS.issuperset(value)
         elif key == "tokenizer_class":
-            allowed = isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w{0,80}", value, re.ASCII) is not None
+            allowed = isinstance(value, str) and CLASS.fullmatch(value) is not None
         if allowed is False:
             raise ValueError(f"{key} in the tokenizer's settings is {str(value)[:60]!r}, which no tokenizer has. Restore tokenizer_config.json.")
         if allowed:
@@ -64,6 +70,8 @@ def special_tokens(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = {key: _token(given[key], key) for key in SPECIAL if given.get(key) is not None}
     for key in LISTS:
+        if isinstance(given.get(key), list | dict) and len(given[key]) > LISTED:
+            raise ValueError(f"{key} in the tokenizer's settings lists {len(given[key])} tokens, of at most {LISTED}. Restore tokenizer_config.json.")
         match given.get(key):
             case [*tokens]:
                 kept[key] = [_token(token, key) for token in tokens]
@@ -109,13 +117,34 @@ def check(tokenizer: Mapping[str, Any]) -> None:
         raise ValueError("tokenizer.json cuts words at random (dropout), so no answer could be repeated. Set it to null.")
     if not isinstance(added, list) or len(added) > ADDED:
         raise ValueError(f"tokenizer.json adds more than {ADDED} tokens. Restore it.")
+    if sum(len(str(token.get("content"))) for token in added if isinstance(token, dict)) > ADDED_CHARACTERS:
+        raise ValueError(f"tokenizer.json adds tokens of more than {ADDED_CHARACTERS} characters. Restore it.")
+    _check_model(model)
+    _check_steps([tokenizer.get(part) for part in ("normalizer", "pre_tokenizer", "post_processor")], "normalizer")
+    _check_steps([tokenizer.get("decoder")], "decoder")
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    """What the model puts before or behind pieces, how long the words are that it cuts, and how much it searches by beginnings."""
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if len(str(model.get(key))) > AFFIX:
+            raise ValueError(f"{key} in tokenizer.json has more than {AFFIX} characters. Restore it.")
+    longest = model.get("max_input_chars_per_word", WORD)
+    if type(longest) is not int or longest > WORD:
+        raise ValueError(f"max_input_chars_per_word in tokenizer.json is {str(longest)[:40]}, of at most {WORD}. Restore it.")
+    pieces = model["vocab"] if isinstance(model["vocab"], list) else ()
+    if sum(len(piece[0]) for piece in pieces if isinstance(piece, list) and piece and isinstance(piece[0], str)) > UNIGRAM:
+        raise ValueError(f"the pieces in tokenizer.json have more than {UNIGRAM} characters together. Restore it.")
+
+
+def _check_steps(parts: list[Any], where: str) -> None:
     growth = 1.0
-    for count, step in enumerate(_steps([tokenizer.get(part) for part in ("normalizer", "pre_tokenizer", "post_processor")]), start=1):
+    for count, step in enumerate(_steps(parts), start=1):
         if count > STEPS:
             raise ValueError(f"tokenizer.json has more than {STEPS} steps. Restore it.")
         growth *= _check_step(step)
         if growth > GROWTH:
-            raise ValueError(f"tokenizer.json can make a text more than {GROWTH} times as long. Restore its normalizer.")
+            raise ValueError(f"tokenizer.json can make a text more than {GROWTH} times as long. Restore its {where}.")
 
 
 def _steps(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
@@ -127,7 +156,7 @@ def _steps(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
             yield from _steps(inner, depth)
     elif isinstance(part, dict):
         yield part
-        for name in ("normalizers", "pretokenizers", "processors"):
+        for name in ("normalizers", "pretokenizers", "processors", "decoders"):
             yield from _steps(part.get(name), depth + 1)
 
 
@@ -141,7 +170,9 @@ def _check_step(step: Mapping[str, Any]) -> float:
         raise ValueError(f"tokenizer.json repeats a group in a pattern ({text[:40]!r}), which can take exponential time. Restore it.")
     match step.get("type"):
         case "Precompiled":
-            _check_charsmap(step.get("precompiled_charsmap"))
+            return _check_charsmap(step.get("precompiled_charsmap"))
+        case "Prepend" if len(str(step.get("prepend"))) > AFFIX:
+            raise ValueError(f"tokenizer.json puts more than {AFFIX} characters before a text. Restore its normalizer.")
         case "TemplateProcessing":
             _check_template(step)
         case "Replace" if kind == "Regex":
@@ -154,6 +185,9 @@ def _check_step(step: Mapping[str, Any]) -> float:
 def _check_template(step: Mapping[str, Any]) -> None:
     defined = step.get("special_tokens")
     known = list(defined) if isinstance(defined, dict) else []
+    ids = [token.get("ids") for token in defined.values() if isinstance(token, dict)] if isinstance(defined, dict) else []
+    if sum(len(some) for some in ids if isinstance(some, list)) > PIECES:
+        raise ValueError(f"tokenizer.json stands for more than {PIECES} tokens around a text. Restore its post_processor.")
     for part in ("single", "pair"):
         pieces = step.get(part) or []
         if not isinstance(pieces, list) or len(pieces) > PIECES:
@@ -164,8 +198,8 @@ def _check_template(step: Mapping[str, Any]) -> None:
                 raise ValueError("tokenizer.json puts a special token around texts that it does not define. Restore its post_processor.")
 
 
-def _check_charsmap(value: Any) -> None:
-    """A trie, with its size in front, and the texts it leads to; what is not of this form stops the library."""
+def _check_charsmap(value: Any) -> float:
+    """A trie, with its size in front, and the texts it leads to; what is not of this form stops the library. How long such a text can be."""
     try:
         content = base64.b64decode(value or "", validate=True)
     except (binascii.Error, TypeError, ValueError):
@@ -173,3 +207,16 @@ def _check_charsmap(value: Any) -> None:
     size = int.from_bytes(content[:4], "little")
     if value and (len(content) < 4 or size % 4 or size > len(content) - 4):
         raise ValueError("tokenizer.json has a precompiled_charsmap that is none. Restore its normalizer.")
+    return float(_longest_text(content, 4 + size))
+
+
+def _longest_text(content: bytes, place: int, longest: int = 32) -> int:
+    """Bytes in the longest of the texts from `place` on, each of which ends with a zero, but at least `longest`: shorter ones are passed over."""
+    while place < len(content):
+        last = content.rfind(b"\0", place, place + longest + 1)
+        if last < 0:
+            end = content.find(b"\0", place)
+            last = end if end >= 0 else len(content)
+            longest = max(longest, last - place)
+        place = last + 1
+    return longest

@@ -150,6 +150,10 @@ CODE = {
     "pickled weights": Case(pickled, ("pickle", "pytorch_model.bin", "Convert")),
     "adapter": Case(raw("adapter_config.json", json.dumps({"base_model_name_or_path": EVIL}).encode()), ("adapter", "Merge")),
     "constructor arguments": Case(settings(init_inputs=["/etc/passwd"]), ("init_inputs", "constructor")),
+    "a type that fetches, inside": Case(
+        config(model_type="gemma3", vision_config={"model_type": "timm_wrapper", "architecture": f"hf-hub:{EVIL}"}), ("'timm_wrapper'", "fetches")
+    ),
+    "a type that fetches kernels": Case(config(model_type="yoso"), ("'yoso'", "fetches")),
     "class that is no name": Case(settings(tokenizer_class="os;system"), ("tokenizer_class", "os;system")),
 }
 
@@ -201,6 +205,8 @@ ABSURD = {
     "more layers than weights": Case(config(num_hidden_layers=900), ("num_hidden_layers", "900", "the weights allow")),
     "no layers": Case(config(num_hidden_layers=0), ("num_hidden_layers", "is 0")),
     "negative size": Case(config(hidden_size=-32), ("hidden_size", "-32", "whole number")),
+    "architectures that are a number": Case(config(architectures=5), ("architectures", "is 5", "a list of names")),
+    "architectures of numbers": Case(config(architectures=[5]), ("architectures", "is [5]")),
     "size that is a text": Case(config(hidden_size="32"), ("hidden_size", "'32'")),
     "size that is a truth value": Case(config(vocab_size=True), ("vocab_size", "True")),
     "size that is a list": Case(config(intermediate_size=[64, 64]), ("intermediate_size", "[64, 64]")),
@@ -208,6 +214,12 @@ ABSURD = {
     "a width beyond the weights": Case(config(intermediate_size=999_999), ("intermediate_size", "the weights allow")),
     "a billion positions": Case(config(max_position_embeddings=10**9), ("max_position_embeddings", "16777216")),
     "a billion labels": Case(config(num_labels=10**9), ("num_labels", "100000")),
+    "a billion layers by another name": Case(config(model_type="bart", decoder_layers=10**9), ("decoder_layers", "1000000000", "at most 10000")),
+    "a billion groups of layers": Case(config(model_type="albert", num_hidden_groups=10**9), ("num_hidden_groups", "at most")),
+    "a billion networks in a layer": Case(config(model_type="mobilebert", num_feedforward_networks=10**9), ("num_feedforward_networks", "at most")),
+    "a pattern that is written out": Case(config(attention_types=[[["global"], 10**9]]), ("attention_types", "more than 10000 layers")),
+    "a long pattern that is written out": Case(config(attention_types=[[["global"] * 9_999, 9_999]]), ("attention_types", "more than 10000")),
+    "a pattern that is none": Case(config(attention_types=[["global", "x"]]), ("attention_types", "['global', 'x']")),
     "absurd inside": Case(config(text_config={"num_hidden_layers": 10**7}), ("num_hidden_layers", "10000000")),
 }
 
@@ -240,7 +252,56 @@ WEIGHTS = {
     ),
 }
 
+
+def charsmap(text: bytes) -> str:
+    """A precompiled_charsmap, as sentencepiece writes them, that puts a text in place of every e: units of a trie, then the text."""
+    letter, units = ord("e"), [0] * 1024
+    units[0] = 256 << 10
+    units[256 ^ letter] = (((256 ^ letter) ^ 512) << 10) | 256 | letter
+    units[512] = 1 << 31
+    return base64.b64encode(struct.pack("<I1024I", 4096, *units) + text + b"\0").decode()
+
+
+def around(special: dict[str, object]) -> Change:
+    return tokenizer(
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "tokens": ["[CLS]"], **special}},
+        }
+    )
+
+
+def added(*contents: str) -> Change:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return edited("tokenizer.json", lambda c: c["added_tokens"].extend({"id": 900 + i, "content": one, **flags} for i, one in enumerate(contents)))
+
+
+def model(**fields: object) -> Change:
+    return edited("tokenizer.json", lambda content: content["model"].update(fields))
+
+
 TOKENIZERS = {
+    "a letter that becomes a megabyte": Case(
+        tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": charsmap(b"x" * 2**20)}), ("more than 256 times as long", "normalizer")
+    ),
+    "a megabyte before each text": Case(tokenizer(normalizer={"type": "Prepend", "prepend": "a " * 2**19}), ("more than 256 characters before",)),
+    "a megabyte before each piece": Case(model(continuing_subword_prefix="#" * 2**20), ("continuing_subword_prefix", "more than 256")),
+    "a megabyte behind each word": Case(model(end_of_word_suffix="#" * 2**20), ("end_of_word_suffix", "more than 256")),
+    "words without end": Case(model(max_input_chars_per_word=2**60), ("max_input_chars_per_word", "at most 1000")),
+    "a decoder that doubles texts": Case(
+        tokenizer(decoder={"type": "Sequence", "decoders": [replace({"String": "a"}, "aa")] * 40}), ("more than 256 times as long", "its decoder")
+    ),
+    "pieces of ten megabytes": Case(
+        model(type="Unigram", unk_id=0, vocab=[[f"{i}" + "x" * 10**5, -1.0] for i in range(100)]), ("the pieces in tokenizer.json", "8388608")
+    ),
+    "added tokens of two megabytes": Case(added(*(f"{i}" + "x" * 10**5 for i in range(20))), ("adds tokens of more than 1000000 characters",)),
+    "special tokens without end": Case(settings(additional_special_tokens=[f"t{i}" for i in range(10_001)]), ("lists 10001 tokens", "at most 10000")),
+    "special tokens by name without end": Case(settings(extra_special_tokens={f"t{i}": "x" for i in range(10_001)}), ("lists 10001 tokens",)),
+    "a token that stands for thousands": Case(around({"ids": [2] * 5_000}), ("more than 16 tokens around a text",)),
+    "a tokenizer that opens another": Case(settings(tokenizer_class="AutoTokenizer"), ("tokenizer_class", "'AutoTokenizer'")),
+    "a model in place of a tokenizer": Case(settings(tokenizer_class="AutoModel"), ("tokenizer_class", "'AutoModel'")),
     "tokenizer only as vocab.txt": Case(lambda f: (f / "tokenizer.json").rename(f / "vocab.txt"), ("no tokenizer.json", "Add it")),
     "tokenizer that doubles texts": Case(
         tokenizer(normalizer={"type": "Sequence", "normalizers": [replace({"String": "a"}, "aa")] * 40}), ("more than 256 times as long",)
