@@ -7,6 +7,7 @@ import functools
 import inspect as inspect_module
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,11 @@ def opened(folder: Path) -> Victim:
     return Victim.load(folder, precision="fp32", device="cpu")
 
 
+def _funnel(content: dict[str, Any]) -> None:
+    del content["num_hidden_layers"]
+    content |= {"model_type": "funnel", "block_sizes": [10**9]}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -106,6 +112,10 @@ def opened(folder: Path) -> Victim:
         pytest.param(
             corpus.config(model_type="gpt2", max_position_embeddings=2_000_000), ["describes a model of", "weights hold"], id="a model of other size"
         ),
+        pytest.param(
+            corpus.config(model_type="bart", d_model=32, decoder_layers=10_000), ["more than", "parts", "41 weights"], id="ten thousand layers"
+        ),
+        pytest.param(corpus.edited("config.json", _funnel), ["parts"], id="a billion layers in a list"),
         pytest.param(corpus.settings(tokenizer_class="BertJapaneseTokenizer"), ["tokenizer"], id="tokenizer in Python"),
         pytest.param(corpus.tokenizer(normalizer={"type": "Evil"}), ["tokenizer cannot be opened"], id="step that does not exist"),
     ],
@@ -118,6 +128,62 @@ def test_refused_before_weights_load(change: corpus.Change, words: list[str], tm
         opened(tmp_path / "model")
     for word in (str(tmp_path), *words):
         assert word in str(refusal.value)
+
+
+def _typed(content: dict[str, Any]) -> None:
+    content["post_processor"]["single"][1]["Sequence"]["type_id"] = 77
+
+
+def _named(names: list[str]) -> corpus.Change:
+    return corpus.settings(model_input_names=names)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param(
+            [corpus.config(id2label={"0": ["a"], "1": {"b": 1}}, label2id={})], ["id2label", "one name of its own"], id="names that are lists"
+        ),
+        pytest.param([corpus.around({"ids": [99_999_999]})], ["ids up to 99999999", "embedding has"], id="a token around texts that is no row"),
+        pytest.param(
+            [corpus.tokenizer(post_processor={"type": "BertProcessing", "sep": ["[SEP]", 99_999], "cls": ["[CLS]", 2]})],
+            ["99999"],
+            id="an end that is no row",
+        ),
+        pytest.param(
+            [_named(["input_ids", "token_type_ids", "attention_mask"]), corpus.edited("tokenizer.json", _typed)],
+            ["cannot read a text", "out of range"],
+            id="a type that is no row",
+        ),
+        pytest.param([corpus.settings(model_max_length=1)], ["1 tokens at most", "at least 8"], id="one token at most"),
+        pytest.param([corpus.settings(tokenizer_class="ByT5Tokenizer")], ["tokenizer"], id="a tokenizer that is not fast"),
+    ],
+)
+def test_refused_before_any_work(change: list[corpus.Change], words: list[str], tmp_path: Path) -> None:
+    """What only shows when a text is read."""
+    save_toy(tmp_path / "model")
+    for one in change:
+        one(tmp_path / "model")
+    with pytest.raises(CheckpointError) as refusal:
+        opened(tmp_path / "model")
+    for word in (str(tmp_path), *words):
+        assert re.search(word, str(refusal.value))
+
+
+@pytest.mark.parametrize("model", [{"unk_token": "[NONE]"}, {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": None}], ids=["words", "pieces"])
+def test_a_word_that_cannot_be_cut_is_an_error(model: dict[str, Any], tmp_path: Path) -> None:
+    """Without a token for unknown words, a tokenizer may read what it is tried with and stop later."""
+    save_toy(tmp_path)
+    if "vocab" in model:
+        characters = "▁ Aafewords,nd12%m." + "[]PDUNKCLS"
+        model = {**model, "vocab": [[c, -1.0] for c in dict.fromkeys(characters)]}
+        corpus.tokenizer(model=model, added_tokens=[], post_processor=None, normalizer=None)(tmp_path)
+        corpus.raw("tokenizer_config.json", b'{"pad_token": "a", "tokenizer_class": "PreTrainedTokenizerFast"}')(tmp_path)
+    else:
+        corpus.model(**model)(tmp_path)
+    victim = opened(tmp_path)
+    with pytest.raises(CheckpointError, match="its tokenizer stopped"):
+        victim.encode(["漢字"])
 
 
 def test_a_pattern_that_takes_too_long_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +268,7 @@ HARMLESS: dict[str, corpus.Change] = {
     "an attention of the library that saved it": corpus.config(_attn_implementation="flash_attention_2"),
     "empty keys": corpus.config(auto_map={}, quantization_config=None, trust_remote_code=False, torch_dtype="float16", dtype="bfloat16"),
     "labels named like keys": corpus.config(id2label={"0": "auto_map", "1": "backbone"}, label2id={"auto_map": 0, "backbone": 1}),
+    "how the model is to be called": corpus.config(return_dict=False, chunk_size_feed_forward=7),
     "no limit of length": corpus.settings(model_max_length=int(1e30)),
     "an old tokenizer's paths": corpus.settings(
         name_or_path="/root/.cache/x", special_tokens_map_file="/root/.cache/y", tokenizer_file="/root/.cache/z", vocab_file="../v", never_split=None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_module_registration_hook, register_module_parameter_registration_hook
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -28,12 +30,14 @@ from excise.errors import CheckpointError, NetworkError, first_line
 from excise.front_door import Checkpoint, check_memory, inspect
 from excise.seeds import derive
 
-__all__ = ["longest_input", "open_checkpoint", "open_language_model", "resolve_checkpoint", "surviving_panics"]
+__all__ = ["TRIAL", "longest_input", "open_checkpoint", "open_language_model", "resolve_checkpoint", "surviving_panics"]
 
 Kind = Literal["classifier", "causal", "masked"]
 CLASSES: dict[Kind, Any] = {"classifier": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
-NEW_HEAD = 10_000_000
-"""Numbers that a model may have beyond twice what its file holds: a new head."""
+NEW_HEAD, MORE_PARTS = 10_000_000, 4_000
+"""Numbers that a model may have beyond twice what its file holds, for a new head; and parts beyond eight for each of its weights."""
+TRIAL = ("", "a", "A few words, and 12 % more.")
+"""Texts that every tokenizer and every model has to be able to read."""
 NOUNS: dict[Kind, str] = {"classifier": "sequence classifier", "causal": "causal language model", "masked": "masked language model"}
 HUB_FILES = (
     "config.json",
@@ -60,7 +64,8 @@ def open_checkpoint(source: str | Path, *, label_names: Sequence[str] | None, se
     elif label_names is not None:
         label_names = None  # the checkpoint has a head of its own
     names = config.id2label or {}
-    if sorted(names) != list(range(len(names))) or len(set(names.values())) != len(names):
+    plain = [str(name) for name in names.values() if isinstance(name, str | int | float)]
+    if sorted(names) != list(range(len(names))) or len(set(plain)) != len(names):
         raise CheckpointError(f"{source}: id2label in config.json is {str(names)[:80]}; one name of its own for each of 0, 1, ... is expected.")
     if config.num_labels < 2:
         raise CheckpointError(f"{source} has {config.num_labels} label; a classifier with at least two was expected.")
@@ -182,7 +187,7 @@ def _load_model(found: Checkpoint, config: Any, kind: Kind, *, new_head: bool, s
 
 def _check_shapes(found: Checkpoint, made: Any, config: Any) -> None:
     """The model that config.json describes, made of shapes alone: it must fit the memory, and the weights must fit it."""
-    with torch.device("meta"):
+    with torch.device("meta"), _few_parts(found):
         skeleton = made._from_config(copy.deepcopy(config), dtype=torch.float32)
     held = sum(math.prod(tensor.shape) for tensor in found.tensors.values())
     described = sum(parameter.numel() for parameter in skeleton.parameters())
@@ -200,6 +205,30 @@ def _check_shapes(found: Checkpoint, made: Any, config: Any) -> None:
             )
 
 
+@contextmanager
+def _few_parts(found: Checkpoint) -> Iterator[None]:
+    """A configuration can describe more layers than any time is enough to make; of what is in the file, a model is made of about as many parts.
+
+    Raises:
+        CheckpointError: Far more were made.
+    """
+    most, made = MORE_PARTS + 8 * len(found.tensors), itertools.count(1)
+
+    def check(*_: object) -> None:
+        if next(made) > most:
+            raise CheckpointError(
+                f"{found.source}: config.json describes a model of more than {most} parts, but there are {len(found.tensors)} weights. "
+                "Restore the two files."
+            )
+
+    handles = (register_module_parameter_registration_hook(check), register_module_module_registration_hook(check))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _read_weights(found: Checkpoint) -> dict[str, torch.Tensor]:
     """The weights in memory of their own, floating-point ones with 32 bits: a file that changes later changes nothing."""
     state: dict[str, torch.Tensor] = {}
@@ -215,20 +244,20 @@ def _load_tokenizer(found: Checkpoint, model: PreTrainedModel) -> PreTrainedToke
     """The tokenizer of tokenizer.json, in a folder of our own that holds this file and what was kept of its settings, and nothing else."""
     source = found.source
     try:
-        with tempfile.TemporaryDirectory(prefix="excise-") as place, surviving_panics(source):
+        with tempfile.TemporaryDirectory(prefix="excise-") as place, surviving_panics(source, "cannot be opened"):
             (Path(place) / "tokenizer.json").write_bytes(found.tokenizer)
             (Path(place) / "tokenizer_config.json").write_text(json.dumps(found.tokenizer_config), encoding="utf-8")
             tokenizer = AutoTokenizer.from_pretrained(place, config=model.config, trust_remote_code=False, local_files_only=True)
-            tokenizer(["", "a", "A few words, and 12 % more."])
+            encoded = tokenizer(list(TRIAL))["input_ids"]
     except CheckpointError:
         raise
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise CheckpointError(f"{source}: its tokenizer cannot be opened ({first_line(error)}). Add the tokenizer's files.") from error
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(f"{source}: its tokenizer is a {type(tokenizer).__name__}, which tokenizer.json does not describe. Save a fast one.")
     tokenizer.name_or_path = source
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
-    top = max(tokenizer.get_vocab().values(), default=-1)
+    top = max((*tokenizer.get_vocab().values(), *itertools.chain(*encoded)), default=-1)  # what is put around texts may be in no vocabulary
     if top < 0 or top >= rows:
         raise CheckpointError(
             f"{source}: the tokenizer has ids up to {top}, but the model's embedding has {rows} rows. "
@@ -244,8 +273,10 @@ def _load_tokenizer(found: Checkpoint, model: PreTrainedModel) -> PreTrainedToke
 
 
 @contextmanager
-def surviving_panics(source: str) -> Iterator[None]:
+def surviving_panics(source: str, what: str = "stopped") -> Iterator[None]:
     """The tokenizers library stops with an exception of its own, which `except Exception` does not catch, where a pattern takes too long.
+
+    Where it cannot cut a word, and has no token for unknown ones, it raises a plain `Exception`.
 
     Raises:
         CheckpointError: It did.
@@ -253,9 +284,9 @@ def surviving_panics(source: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise CheckpointError(f"{source}: its tokenizer stopped ({first_line(error)}). Restore tokenizer.json.") from error
+        raise CheckpointError(f"{source}: its tokenizer {what} ({first_line(error)}). Restore tokenizer.json.") from error
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from excise.attention import EachText, Statistic, recorded_attention
 from excise.budget import spent
-from excise.checkpoint import longest_input, open_checkpoint, surviving_panics
+from excise.checkpoint import TRIAL, longest_input, open_checkpoint, surviving_panics
 from excise.errors import CheckpointError, ConfigError, OutputError, TimeUpError, first_line
 from excise.progress import report
 
@@ -32,6 +32,8 @@ Encoding = Mapping[str, list[int]]
 
 WORTH = 512
 """Tokens from which on a batch is no longer filled up at the price of much padding."""
+LEAST = 8
+"""Tokens that a model has to be able to read."""
 REJECTED = -1
 """What a guarded victim answers to a text it refuses."""
 
@@ -104,25 +106,40 @@ class Victim:
 
         Raises:
             CheckpointError: The folder is no checkpoint, wants to run code, has no safetensors weights, or its weights are incomplete, not finite,
-                or do not fit its tokenizer.
+                or do not fit its tokenizer, or it cannot read a text.
             NetworkError: A hub id was given and the hub cannot be reached.
             ConfigError: `max_length` is less than 8.
         """
-        if max_length is not None and max_length < 8:
-            raise ConfigError(f"A max_length of {max_length} tokens was given; it must be at least 8.")
+        if max_length is not None and max_length < LEAST:
+            raise ConfigError(f"A max_length of {max_length} tokens was given; it must be at least {LEAST}.")
         model, tokenizer = open_checkpoint(source, label_names=label_names, seed=seed)
         try:
             where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             model.to(where)  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"The device {device!r} cannot be used: {first_line(error)}. Give cpu, or leave it out.") from error
-        return cls(
-            model.eval(),
-            tokenizer,
-            min(max_length or 512, longest_input(model, tokenizer)),
-            resolve_precision(precision, where),
-            str(source),
-        )
+        if (most := longest_input(model, tokenizer)) < LEAST:
+            raise CheckpointError(
+                f"{source} reads {most} tokens at most, but at least {LEAST} are needed. Restore config.json and tokenizer_config.json."
+            )
+        found = cls(model.eval(), tokenizer, min(max_length or 512, most), resolve_precision(precision, where), str(source))
+        found._try_out()
+        return found
+
+    def _try_out(self) -> None:
+        """Read a few texts: what cannot be computed shall be said now, and not after an hour of other work.
+
+        Raises:
+            CheckpointError: They cannot be read.
+        """
+        try:
+            self.each_encoded(self.encode(TRIAL))
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if "memory" in str(error):
+                raise
+            raise CheckpointError(
+                f"{self.source} cannot read a text ({first_line(error)}). Restore config.json and the tokenizer's files."
+            ) from error
 
     @property
     def device(self) -> torch.device:
