@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from excise.cli import main
+from excise.provenance import hash_inputs
 from toy import save_toy, toy_data, write_csv
 
 QUICK = ["--method", "cft", "--training.epochs", "1", "--quiet"]
@@ -108,3 +109,37 @@ def test_every_command_s_folder_can_be_verified_and_replaced(command: str, place
         assert main(["verify", str(out), "--inputs"]) == 0
     if command == "run":
         assert main(["verify", str(out / "cft")]) == 0
+
+
+def test_only_what_is_read_of_a_checkpoint_is_opened(tmp_path: Path) -> None:
+    """A stranger's folder may hold a link to elsewhere and a file of a terabyte that takes no room, beside what the front door has looked at."""
+    model = save_toy(tmp_path / "model")
+    usual = hash_inputs([], checkpoint=("model", model))
+    assert {Path(name).name for name in usual} == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    (tmp_path / "secret.json").write_text("secret")
+    (model / "more.json").symlink_to(tmp_path / "secret.json")
+    (model / "special_tokens_map.json").symlink_to(tmp_path / "secret.json")
+    with (model / "more.safetensors").open("wb") as file:
+        file.truncate(2**40)
+    assert hash_inputs([], checkpoint=("model", model)) == usual
+    assert hash_inputs(str(model)) == {f"{model}/{name.partition('/')[2]}": value for name, value in usual.items()}
+
+
+def test_shards_are_hashed(tmp_path: Path) -> None:
+    model = save_toy(tmp_path)
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors"}}')
+    assert {"m/a.safetensors", "m/model.safetensors.index.json"} <= hash_inputs([], checkpoint=("m", model)).keys()
+
+
+def test_what_was_added_is_named_and_not_opened(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A link is not followed, and a file of a terabyte is not read."""
+    out = Path(shutil.copytree(place / "fixed", tmp_path / "fixed"))
+    with (out / "huge").open("wb") as file:
+        file.truncate(2**40)
+    assert main(["verify", str(out)]) == 2
+    assert "huge was added" in capsys.readouterr().err
+    (out / "huge").unlink()
+    (out / "link").symlink_to(place)
+    assert main(["verify", str(out)]) == 2
+    assert "link was added" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from excise.console import Console
 from excise.errors import DataError, printable
 from excise.evaluation import Scores
 from excise.metrics import Rate
+from excise.provenance import verify
 from excise.reports.html import html_report
 from excise.reports.model_card import model_card
 from excise.reports.terminal import example_table, score_table
@@ -262,6 +264,14 @@ def test_other_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> None
     path.write_text(json.dumps(json.loads(result("x").model_dump_json()) | change))
     with pytest.raises(DataError, match="no result file of version 1"):
         load_result(path)
+
+
+@pytest.mark.parametrize("read", [load_result, lambda path: verify(path.parent)], ids=["report", "verify"])
+def test_values_that_fill_the_memory_are_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
+    """Thirty megabytes of empty lists take a gigabyte and a half, and more where they are compared with a schema."""
+    (tmp_path / "result.json").write_bytes(b'{"version": 1, "settings": {"a": [' + b"[]," * 10_000_000 + b"0]}}")
+    with pytest.raises(DataError, match="more values than fit 1024 MB"):
+        read(tmp_path / "result.json")
 
 
 @pytest.mark.parametrize("share", [1.5, -0.2, "NaN", "Infinity", "x", None])

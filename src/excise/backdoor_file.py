@@ -15,6 +15,8 @@ from excise.errors import ConfigError
 
 __all__ = ["BackdoorFile"]
 
+MOST_BYTES = 2**20
+
 
 class BackdoorFile(BaseModel):
     """The contents of backdoor.json."""
@@ -44,6 +46,8 @@ class BackdoorFile(BaseModel):
             ConfigError: It cannot be read or does not say how a backdoor works.
         """
         try:
+            if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
+                raise ConfigError(f"{path} cannot be read: it is no file of at most {MOST_BYTES >> 10} kB, as a backdoor.json is.")
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"There is no file {path}. Give the backdoor.json that excise attack wrote, or write one.") from None

@@ -23,10 +23,11 @@ from excise.disk import write_whole
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate
 from excise.grid import Grid, Place, place_recipe, places
-from excise.kept import digest, file_hash, file_hashes, is_whole, keep_folder
+from excise.kept import digest, file_hash, is_whole, keep_folder
 from excise.method import Attack, Backdoor
 from excise.pipeline import Corpus, load_corpus, method_notes, with_training_set
 from excise.progress import noting, report, stage
+from excise.provenance import checkpoint_hashes
 from excise.recipe import Recipe
 from excise.result import Measured
 from excise.resume import going_on
@@ -261,7 +262,7 @@ def _local(settings: Any) -> dict[str, dict[str, str]]:
     """The hashes of every local checkpoint and file that settings name: another model in the same folder is another model."""
     if isinstance(settings, str):
         if settings and os.path.isfile(os.path.join(settings, "config.json")):
-            return {settings: file_hashes(Path(settings))}
+            return {settings: checkpoint_hashes(Path(settings))}
         return {settings: {"": file_hash(Path(settings))}} if os.path.isfile(settings) else {}
     inner = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, (list, tuple)) else ()
     return {name: files for value in inner for name, files in _local(value).items()}

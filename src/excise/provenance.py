@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from excise.errors import DataError
+from excise.errors import CheckpointError, DataError
+from excise.front_door import files_of
 from excise.kept import file_hash, file_hashes
 from excise.output import RESULTS, SIGNATURE
-from excise.result import MOST_BYTES, Record
+from excise.plain_files import opened
+from excise.result import MOST_BYTES, Record, read_bounded
 
-__all__ = ["hash_inputs", "save_sealed", "verify"]
-
-CHECKPOINT = (".json", ".safetensors")
-"""Endings of what is read of a checkpoint folder."""
+__all__ = ["checkpoint_hashes", "hash_inputs", "save_sealed", "verify"]
 
 
 def hash_inputs(settings: Any, *, checkpoint: tuple[str, Path] | None = None) -> dict[str, str]:
@@ -31,9 +32,18 @@ def hash_inputs(settings: Any, *, checkpoint: tuple[str, Path] | None = None) ->
     found: dict[str, str] = {}
     for name, place in places.items():
         if os.path.isfile(place / "config.json"):
-            found |= {f"{name}/{file.name}": file_hash(file) for file in sorted(place.iterdir()) if file.suffix in CHECKPOINT and file.is_file()}
+            found |= {f"{name}/{file}": value for file, value in checkpoint_hashes(place).items()}
         elif name and os.path.isfile(place):
             found[name] = file_hash(place)
+    return found
+
+
+def checkpoint_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint that excise reads, as far as the front door lets them in; nothing else in the folder is opened."""
+    found: dict[str, str] = {}
+    for name in files_of(folder):
+        with contextlib.suppress(CheckpointError), opened(folder, name, str(folder)) as (file, _):
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     return found
 
 
@@ -77,12 +87,12 @@ def verify(folder: Path, *, inputs: bool = False) -> tuple[dict[str, Any], int]:
     given: Any = record.get("inputs")
     if not (_are_hashes(outputs) and _are_hashes(given)) or not outputs:
         raise DataError(f"{path} has no hashes of the files beside it: an earlier version of excise wrote it, or it is damaged. Make it again.")
-    found = {name: value for name, value in file_hashes(folder).items() if name not in (path.name, SIGNATURE)}
-    links = {str(link.relative_to(folder)) for link in folder.rglob("*") if link.is_symlink()}
-    changed = [name for name, value in outputs.items() if found.get(name, value) != value or name in links]
-    wrong = [f"{name} is missing" for name in outputs if name not in found]
-    wrong += [f"{name} was changed" for name in changed]
-    wrong += [f"{name} was added" for name in sorted({*found, *links} - outputs.keys())]
+    there = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_symlink() or file.is_file()}
+    there = {name: file for name, file in there.items() if name not in (path.name, SIGNATURE)}
+    wrong = [f"{name} is missing" for name in outputs if name not in there]
+    wrong += [f"{name} was added" for name in sorted(there.keys() - outputs.keys())]
+    both = [(name, there[name]) for name in outputs if name in there]
+    wrong += [f"{name} was changed" for name, file in both if file.is_symlink() or file_hash(file) != outputs[name]]  # links are not followed
     for name, value in given.items() if inputs else ():
         place = os.path.expanduser(name)
         now = file_hash(Path(place)) if os.path.isfile(place) else None
@@ -99,7 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"{path} is larger than {MOST_BYTES >> 20} MB, which no result is.")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_bounded(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {str(error)[:100]}.") from error
     if not isinstance(found, dict):

@@ -12,11 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from excise.data import TextDataset
 from excise.errors import DataError
 from excise.evaluation import Scores
+from excise.memory import json_cost
 from excise.metrics import Rate, mean_interval
 from excise.progress import Progress
 
@@ -45,13 +46,14 @@ __all__ = [
     "VectorRow",
     "data_record",
     "load_result",
+    "read_bounded",
     "read_record",
     "row",
 ]
 
 VERSION = 1
-MOST_BYTES = 64 * 2**20
-"""The largest result file that is read."""
+MOST_BYTES, MOST_PARSED = 64 * 2**20, 2**30
+"""The largest result file that is read, and the most memory that its values may take."""
 
 
 class Strict(BaseModel):
@@ -324,9 +326,23 @@ def read_record(path: Path, kind: type[Kept], what: str) -> Kept:
             raise DataError(f"There is no file {path}; a {what} was expected.")
         if not (path.is_file() and path.stat().st_size <= MOST_BYTES):
             raise DataError(f"{path} is no {what} of version {VERSION}: it is no ordinary file of at most {MOST_BYTES >> 20} MB.")
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        return kind.model_validate_json(read_bounded(path))
+    except (OSError, ValueError) as error:  # of pydantic and of decoding, too
         raise DataError(f"{path} is no {what} of version {VERSION}: {str(error).splitlines()[0]}.") from error
+
+
+def read_bounded(path: Path) -> str:
+    """The text of a JSON file, if its values fit into memory.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no UTF-8, or holds too much.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES or json_cost(content) > MOST_PARSED:
+        raise ValueError(f"it holds more values than fit {MOST_PARSED >> 20} MB of memory")
+    return content.decode("utf-8")
 
 
 def row(name: str, scores: Scores, *, method: dict[str, Any] | None = None, seconds: float | None = None) -> Row:
