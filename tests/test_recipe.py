@@ -162,8 +162,16 @@ def test_shipped_recipes_parse(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("name: !!python/object/apply:os.system ['touch pwned']", ["no YAML", "constructor"]),
-        ("name: !!python/name:os.system", ["no YAML", "constructor"]),
+        ("name: !!python/object/apply:os.system ['touch pwned']", ["no YAML", "the tag"]),
+        ("name: !!python/name:os.system", ["no YAML", "the tag"]),
+        ("seed: !!binary aGVsbG8=", ["no YAML", "the tag"]),
+        ("seed: " + "9" * 5_000, ["no YAML", "a number of 5000 characters"]),
+        ("name: 0x" + "f" * 6_000, ["no YAML", "a number of 6002 characters"]),
+        ("seed: 1" + ":59" * 99_999, ["no YAML", "a number of"]),
+        ("seed: 1" + ":59" * 99_999 + ".5", ["no YAML", "a number of"]),
+        ("max_length: 2024-13-45", ["no YAML", "month"]),
+        ("a: &a {x: 1}\nname: {<<: *a}", ["no YAML", "merge key"]),
+        ("attack: \"badnets training='{<<: [{}]}'\"\nname: x\ntrain: {source: default}\ndefenses: []", ["attack", "was expected"]),
         ("name: &a [*a]\n", ["references", "more than 100000 values"]),
         ("name: x\nname: y\n", ["gives 'name' twice"]),
         ("name: {a: 1, a: 2}\n", ["gives 'a' twice"]),
@@ -183,6 +191,14 @@ def test_yaml_from_a_stranger(content: str, words: list[str], tmp_path: Path, mo
         assert word in str(refusal.value)
     assert len(str(refusal.value)) < 400 + len(str(tmp_path))
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_few_merges_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """Twenty lines that stand for 10^20 keys, before a single value is made of them."""
+    lines = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 20)), "name: x"]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="merge key"):
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 def test_a_few_references_do_not_fill_the_memory(tmp_path: Path) -> None:

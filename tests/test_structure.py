@@ -65,7 +65,7 @@ def test_global_generators_are_left_alone(path: Path) -> None:
 
 UNSAFE = {"from_pretrained", "from_config", "load_checkpoint", "unsafe_load", "full_load"}
 ONLY_THERE = {"checkpoint.py": {"from_pretrained", "from_config"}}
-CHOSEN_LOADER = "recipe.py"
+CHOSEN_LOADER = "plain_yaml.py"
 """Gives yaml.load a loader that makes plain data only; tests/test_recipe.py holds it to that."""
 
 

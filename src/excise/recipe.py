@@ -14,11 +14,12 @@ from annotated_types import Ge, Interval
 from excise import registry
 from excise.errors import ConfigError, first_line
 from excise.method import Attack, Defense
+from excise.plain_yaml import parse_yaml
 from excise.settings import Settings, validate
 
 __all__ = ["DataSource", "Recipe", "load_recipe", "read_yaml"]
 
-MOST_BYTES, MOST_VALUES = 2**20, 100_000
+MOST_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,27 +102,6 @@ class _Written(Settings):
     seed: int = 0
 
 
-class _Plain(yaml.SafeLoader):
-    """Plain values, each key once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, if no key is given twice."""
-        keys = [str(key.value) for key, _ in node.value]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []:
-            raise yaml.YAMLError(f"it gives {twice[0]!r} twice; give it once")
-        return super().construct_mapping(node, deep)
-
-
-def _check_size(value: Any) -> None:
-    """A few references (*name) to references can stand for more values than any memory holds, or for themselves."""
-    count, waiting = 0, [value]
-    while waiting:
-        inner = waiting.pop()
-        waiting += inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list | tuple | set) else ()
-        if (count := count + 1) + len(waiting) > MOST_VALUES:
-            raise yaml.YAMLError(f"with its references it holds more than {MOST_VALUES} values")
-
-
 def read_yaml(path: Path, what: str) -> Any:
     """The content of a YAML file without tags or keys given twice; `what` it is meant to hold is for the message.
 
@@ -131,14 +111,11 @@ def read_yaml(path: Path, what: str) -> Any:
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
             raise ConfigError(f"{path} is no file of at most {MOST_BYTES >> 10} kB, as a {what} is. Give another.")
-        _check_size(content := yaml.load(path.read_text(encoding="utf-8"), Loader=_Plain))  # a SafeLoader
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no {what} {path}.") from None
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply for a {what}.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is no YAML: {first_line(error)}.") from error
-    return content
 
 
 def load_recipe(source: Path | Mapping[str, Any], **overrides: Any) -> Recipe:

@@ -120,9 +120,11 @@ def _parsed(spec: str, where: str) -> dict[str, Any]:
     """`name field=value ...` as a mapping; values are YAML."""
     import yaml
 
+    from excise.plain_yaml import parse_yaml
+
     try:
         name, *pairs = shlex.split(spec)
-        fields = {field: yaml.safe_load(value) for field, value in (pair.split("=", 1) for pair in pairs)}
+        fields = {field: parse_yaml(value) for field, value in (pair.split("=", 1) for pair in pairs)}
     except (ValueError, yaml.YAMLError):
         raise ConfigError(f"{where}: {spec!r} was given; a method's name, or 'name field=value ...', was expected.") from None
     return {"method": name, **fields}
