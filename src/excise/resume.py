@@ -6,8 +6,8 @@ its state; all else follows from the seed and is computed again. Methods know no
 
 A state belongs to one `fit`: it is found by the hash of the weights it starts from, its texts, settings, seed and name, and by its turn among equal
 ones. What a loss remembers is looked for in what its function holds. Generators and whatever has `state_dict` and `load_state_dict` are kept;
-numbers, texts, tensors and collections must be the same at the end as at the beginning. A loss that holds anything else, or whose numbers changed, is
-never resumed: that `fit` is computed from its beginning, so that no run goes on with other numbers.
+numbers, texts, tensors, collections and other models must be the same at the end as at the beginning. A loss that holds anything else, or whose
+numbers changed, is never resumed: that `fit` is computed from its beginning, so that no run goes on with other numbers.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ class Course:
         self.states, self.name = states, name
         self.model, self.descent, self.schedule, self.loss = model, descent, schedule, loss
         self.memory = Memory.of(loss) if states and _is_known(descent) else None
+        self.writes = self.memory.writes if self.memory else []
         self.done, self.losses = 0, []
         """Steps that an earlier run made, and (step, loss) of them."""
         self.begun = time.monotonic()
@@ -192,7 +193,7 @@ class Course:
         if now < self.states.due and not (last and now - self.begun >= self.states.every / 10):
             return
         memory = Memory.of(self.loss)
-        if memory is None or memory.constants != self.memory.constants:
+        if memory is None or memory.constants != self.memory.constants or memory.writes != self.writes:
             self.memory = None  # it remembers something that is not kept
             return
         tensors = {f"model.{name}": value for name, value in _weights(self.model)}
@@ -221,7 +222,9 @@ def course(name: str, student: Victim, *, descent: Any, schedule: Any, loss: Any
         return Course(None, "", student.model, descent, schedule, loss)
     memory = Memory.of(loss)
     constants = memory and memory.constants
-    key = digest({"task": named(name), "weights": _digest(dict(_weights(student.model))), "loss": constants, "length": student.max_length, **decides})
+    held = [_digest(dict(_weights(one.model))) for one in memory.victims] if memory else []
+    weights = _digest(dict(_weights(student.model)))
+    key = digest({"task": named(name), "weights": weights, "loss": constants, "held": held, "length": student.max_length, **decides})
     states.turns[key] += 1
     return Course(states, f"{key}-{states.turns[key]}", student.model, descent, schedule, loss)
 
@@ -232,6 +235,8 @@ class Memory:
     def __init__(self) -> None:
         self.fixed: list[str] = []
         self.changing: list[Any] = []
+        self.victims: list[Victim] = []
+        """Other models, a teacher for example. They too must not change."""
         self.seen: set[int] = set()
 
     @classmethod
@@ -248,6 +253,11 @@ class Memory:
     def constants(self) -> str:
         """The digest of all that must not change."""
         return digest({"fixed": self.fixed})
+
+    @property
+    def writes(self) -> list[int]:
+        """How often each weight of the other models was written to."""
+        return [value._version for one in self.victims for _, value in _weights(one.model)]
 
     def kept(self) -> tuple[dict[str, Tensor], list[Any]]:
         """The tensors and the plain rest of what may change."""
@@ -275,6 +285,7 @@ class Memory:
                 self.changing.append(value)
         elif value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device | type | types.ModuleType | Victim):
             self.fixed.append(type(value).__name__ if isinstance(value, Victim) else repr(value))
+            self.victims += [value] if isinstance(value, Victim) else []
         elif isinstance(value, Tensor):
             self.fixed.append(_digest({"": value}))
         elif isinstance(value, types.FunctionType):

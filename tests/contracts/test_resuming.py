@@ -172,6 +172,44 @@ def test_a_loss_that_remembers_in_secret_begins_anew(tmp_path: Path, spared: lis
     assert not sum(spared)
 
 
+def test_a_teacher_that_learns_begins_anew(tmp_path: Path, spared: list[int]) -> None:
+    """A running mean of the student, of which nobody keeps the state."""
+
+    def work() -> Any:
+        teacher = toy_victim()
+
+        def loss(victim: Victim, batch: Batch) -> torch.Tensor:
+            with torch.no_grad():
+                for mine, theirs in zip(teacher.model.parameters(), victim.model.parameters(), strict=True):
+                    mine.lerp_(theirs, 0.1)
+                wanted = teacher.model(**batch.inputs).logits
+            return classification_loss(victim, batch) + (victim.model(**batch.inputs).logits - wanted).square().mean()
+
+        return weights(fit(toy_victim(), toy_data(40), loss=loss, config=SHORT, seed=0))
+
+    check(work, tmp_path)
+    assert not sum(spared)
+
+
+def test_another_teacher_is_another_training(tmp_path: Path) -> None:
+    """Though it starts from the same weights, with the same texts and settings."""
+
+    def work(seed: int) -> Any:
+        teacher = toy_victim(seed=seed)
+
+        def loss(victim: Victim, batch: Batch) -> torch.Tensor:
+            with torch.no_grad():
+                wanted = teacher.model(**batch.inputs).logits
+            return (victim.model(**batch.inputs).logits - wanted).square().mean()
+
+        return weights(fit(toy_victim(), toy_data(40), loss=loss, config=SHORT, seed=0))
+
+    undisturbed = work(2)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(lambda: work(1), 8, tmp_path)
+    assert same(stopped(lambda: work(2), 10**9, tmp_path), undisturbed)
+
+
 def test_equal_losses_are_known_by_what_they_hold() -> None:
     def loss(*held: Any) -> Any:
         return lambda victim, batch: held
