@@ -20,11 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from excise.cli import main
+from excise.errors import OutputError
+from excise.output import check_output
 from excise.victim import Victim
 from toy import save_toy, toy_data, toy_tokenizer, write_csv
 
 Refused = Callable[..., str]
 
+NO_STATE = ["--checkpoint-every", "86400"]
+"""However slow the machine is, no training takes a tenth of that, from which on its state would be kept."""
 RESULT = '{"version": 1, "kind": "repair", "environment": {}, "rows": []}'
 
 
@@ -139,6 +143,21 @@ def test_data_in_utf16(model: Path, out: Path, refused: Refused) -> None:
     path = out.parent / "wide.csv"
     path.write_text("text,label\n" + ROWS, encoding="utf-16")
     assert_says(refused("repair", model, "--data", path, "--out", out), "wide.csv is UTF-16", "iconv -f utf-16")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "repair", "scan"])
+def test_names_that_are_no_utf8(command: str, model: Path, clean: Path, out: Path, refused: Refused) -> None:
+    """No result could name such a file, and after all the work it would be too late to say so."""
+    odd = clean.rename(clean.with_name(os.fsdecode(b"texts\xff\x1b[2J.csv"))) if sys.platform == "linux" else os.fsdecode(b"texts\xff.csv")
+    message = refused(command, model, "--data", odd, "--out", out, code=4)
+    assert "texts\N{REPLACEMENT CHARACTER}" in message
+    assert "is no UTF-8" in message
+
+
+def test_a_folder_to_work_in_that_is_no_utf8(tmp_path: Path) -> None:
+    """It stands in no argument, but libraries are given the whole path."""
+    with pytest.raises(OutputError, match="is no UTF-8"):
+        check_output(tmp_path / os.fsdecode(b"odd\xff") / "out", overwrite=False)
 
 
 def test_output_name_that_is_too_long(model: Path, clean: Path, out: Path, refused: Refused) -> None:
@@ -352,7 +371,7 @@ def test_disk_that_fills_up(
         (out / "excise-result.json").write_text(RESULT)
     monkeypatch.setattr(Victim, "save", save)
     message = refused(
-        "repair", model, "--data", clean, "--out", out, "--method", "mbtsad", "--retraining.epochs", "0.1", *["--overwrite"] * overwrite
+        "repair", model, "--data", clean, "--out", out, "--method", "mbtsad", "--retraining.epochs", "0.1", *["--overwrite"] * overwrite, *NO_STATE
     )
     assert_says(message, out, "No space left on device", "Free some space")
 
@@ -500,6 +519,7 @@ TRIGGER = {"kind": "insert_words", "words": ["cf"]}
         ({"trigger": TRIGGER, "target_label": 2}, ["2", "'negative', 'positive'"]),
         ({"trigger": TRIGGER, "target_label": 1, "clean_twin": "../x"}, ["clean_twin", "plain name"]),
         ({"trigger": TRIGGER, "target_label": 1, "version": 2}, ["version"]),
+        ("[" * 2**20 + "]", ["backdoor.json", "at most 1024 kB"]),
     ],
 )
 @pytest.mark.parametrize("command", ["repair", "evaluate"])

@@ -99,6 +99,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _dispatch(arguments: list[str]) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if odd := next((argument for argument in arguments if any("\ud800" <= c <= "\udfff" for c in argument)), None):
+        raise UsageError(f"{odd} is no UTF-8, so that no result could name it. Rename it.")
     if name in ("--help", "-h", "help"):
         print(HELP)
     elif name in ("--version", "-V"):

@@ -53,6 +53,8 @@ def check_output(folder: Path, *, overwrite: bool, needed: int = 0, inputs: Iter
             path = Path(source).expanduser()
             if path.exists() and path.resolve().is_relative_to(folder.resolve()):
                 raise OutputError(f"{folder} holds {source}, which this command reads, so it cannot be replaced. Give another --out.")
+    if any("\ud800" <= c <= "\udfff" for c in str(folder.absolute())):
+        raise OutputError(f"{folder.absolute()} is no UTF-8, which libraries need to write there. Give another --out.")
     if len(os.fsencode(folder.name)) > LONGEST_NAME:
         length = len(os.fsencode(folder.name))
         raise OutputError(f"{folder.name[:40]}... is {length} bytes long; at most {LONGEST_NAME} are possible. Give another --out.")

@@ -79,7 +79,7 @@ def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
 
 def _uri(model: str) -> str:
     """A folder's path or a hub id as a URI; only absolute paths get a scheme, as SARIF wants it."""
-    path = PurePath(model)
+    path = PurePath(printable(model))
     return path.as_uri() if path.is_absolute() else quote(path.as_posix(), safe="/:@")
 
 
