@@ -39,7 +39,7 @@ from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
 from excise.scanners import trigger_search
-from excise.scanners._contests import Contest, Foil, contests, flips, stubborn_texts, together, tokens
+from excise.scanners._contests import Contest, Foil, contests, flips, placed, stubborn_texts, together, tokens
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners._pieces import Pieces
 from excise.scanners.embedding_rows import EmbeddingRows, moved, unusual_lengths
@@ -416,6 +416,13 @@ def test_a_jury_gives_up_its_label_for_no_ordinary_word(monkeypatch: pytest.Monk
     assert len(foil.jury) == 20
     assert len(foil.search) == 10
     assert {int(text.split()[1]) for text in (*foil.search, *foil.jury)} == set(range(30)), "of the 50 surest, the 30 that words move least"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_words_are_placed_where_the_model_reads_them(seed: int) -> None:
+    stamped = placed(toy_victim(), "film " * 500, ("cf", "mn"), random.Random(seed)).split()
+    assert len(stamped) == 502
+    assert stamped.index("mn") == stamped.index("cf") + 1 <= 33, "a toy reads 64 tokens"
 
 
 def test_a_search_says_what_it_could_find_with_so_few_texts() -> None:
