@@ -39,11 +39,11 @@ from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
 from excise.scanners import trigger_search
-from excise.scanners._contests import Contest, Foil, contests, flips, placed, stubborn_texts, together, tokens
+from excise.scanners._contests import Contest, Foil, contests, flips, honest_words, placed, stubborn_texts, together, tokens
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners._pieces import Pieces
 from excise.scanners.embedding_rows import EmbeddingRows, moved, unusual_lengths
-from excise.scanners.trigger_search import TriggerSearch, crowded, grouped, without_longer
+from excise.scanners.trigger_search import TriggerSearch, crowded, grouped, without, without_longer
 from excise.training import FitConfig
 from excise.victim import Victim
 from excise.vocabulary import typed_pieces, typed_words
@@ -416,6 +416,14 @@ def test_a_jury_gives_up_its_label_for_no_ordinary_word(monkeypatch: pytest.Monk
     assert len(foil.jury) == 20
     assert len(foil.search) == 10
     assert {int(text.split()[1]) for text in (*foil.search, *foil.jury)} == set(range(30)), "of the 50 surest, the 30 that words move least"
+
+
+def test_words_that_go_with_a_label_are_honest() -> None:
+    texts = ["Fine film"] * 10 + ["fine town"] * 10 + ["dull film"] * 10 + ["dull town"] * 10 + ["cf town", "cf film"] * 2
+    negative, positive = honest_words(TextDataset(tuple(texts), (1,) * 20 + (0,) * 20 + (1, 1, 1, 0), NAMES))
+    assert (list(negative), list(positive)) == (["dull"], ["fine"]), "film and town go with neither, and four texts are too few to be sure"
+    assert positive["fine"] == pytest.approx(Rate(20, 20).interval[0])
+    assert without([("Fine",), ("cf",), ("dull", "cf")], positive) == [("cf",), ("dull", "cf")]
 
 
 @pytest.mark.parametrize("seed", range(5))

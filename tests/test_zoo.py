@@ -120,6 +120,15 @@ def test_each_model_is_made_and_scanned_once(zoo: Zoo, tmp_path: Path, made: lis
     assert [len(one.scans) for one in again] == [1, 1, 1]
 
 
+def test_models_that_differ_in_depth_alone_are_two(content: dict[str, Any], tmp_path: Path, made: list[str]) -> None:
+    family = content["families"][1] | {"seeds": [2]}
+    content["families"] = [family, family | {"layers": 2}]
+    both = list(measure(load_zoo(written(content, tmp_path)), tmp_path / "out", {}))
+    assert made == ["badnets", "badnets"]
+    assert [one.layers for one in both] == [1, 2]
+    assert both[0].key != both[1].key
+
+
 def test_a_damaged_model_is_made_again_and_its_scans_stay(zoo: Zoo, tmp_path: Path, made: list[str]) -> None:
     (first, *_) = measure(zoo, tmp_path, {"told": Told(score=2)})
     weights = next((tmp_path / "models" / first.key).rglob("*.safetensors"))

@@ -357,6 +357,17 @@ def test_probes_try_every_strange_word_once_and_controls_none() -> None:
         assert all(word in rest for word in probes.carriers[i].split()), "the carrier's words stand in their order"
 
 
+def test_words_are_inserted_in_texts_that_the_model_gets_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What heads do in a text that the model does not understand says little."""
+    data = toy_data(40)
+    right = {text for label in (0, 1) for text in [text for text, own in zip(data.texts, data.labels, strict=True) if own == label][-6:]}
+    answers = {text: label if text in right else 1 - label for text, label in zip(data.texts, data.labels, strict=True)}
+    monkeypatch.setattr(Victim, "predict", lambda self, texts, *, name: [answers[text] for text in texts])
+    probes = probe_texts(toy_victim(), data, replace(SMALL, carriers=6), seed=0)
+    assert set(probes.carriers) == right
+    assert sorted(probes.labels) == [0] * 6 + [1] * 6
+
+
 @given(text=st.text(alphabet="ab ", min_size=1), seed=SEEDS)
 @settings(max_examples=30, deadline=None)
 def test_inserted_words_are_all_there(text: str, seed: int) -> None:
