@@ -224,7 +224,7 @@ OTHERS = {
     "deberta-v2": SIZES,
     "modernbert": SIZES,
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
-    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
     "gpt_neox": SIZES,
     "mixtral": {**SIZES, "num_key_value_heads": 1, "num_local_experts": 2},  # transformers merges the weights of its experts

@@ -125,7 +125,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a huge signature": (lambda out: (out / "model.sig").write_text(" " * 2**21), "bytes long"),
     "a linked signature": (
         lambda out: (out / "model.sig").rename(out.parent / "s") and (out / "model.sig").symlink_to(out.parent / "s"),
-        "was added",
+        "leads out of the folder",
     ),
     "a signature without a key": (bundle(lambda found: found["verificationMaterial"].clear()), "does not hold"),
     "a signature without a hint of its key, over less": (

@@ -291,7 +291,8 @@ def surviving_panics(source: str, what: str = "stopped") -> Iterator[None]:
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens the model can read."""
-    positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None) or 512
+    described = (getattr(model.config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    positions = next((number for number in described if isinstance(number, int) and number > 0), 512)  # XLNet says -1: as many as you like
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and isinstance(padding, int):

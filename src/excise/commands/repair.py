@@ -104,8 +104,7 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     if twin:
         story.victims["clean"] = load_floor(twin, victim, options.texts, options.common)
     story.victims["suspect"] = victim
-    unknown = ONLY_A_SCAN if options.from_scan else NO_TRIGGER
-    notes = [NOT_HELD_OUT] * (test is None) + [unknown] * (trigger is None) + [NO_FLOOR] * (trigger is not None and not twin)
+    notes = _notes(options, is_held_out=test is not None, knows_trigger=trigger is not None, has_floor=bool(twin))
     records = {"clean": data_record(options.data, clean)}
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
@@ -136,6 +135,12 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     console.trials(result)
     _hint(result, console)
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
+
+
+def _notes(options: Options, *, is_held_out: bool, knows_trigger: bool, has_floor: bool) -> list[str]:
+    """What the scores do not say."""
+    unknown = NO_FLOOR if knows_trigger else ONLY_A_SCAN if options.from_scan else NO_TRIGGER
+    return [NOT_HELD_OUT] * (not is_held_out) + [unknown] * (not has_floor)
 
 
 def _check(options: Options, defense: Defense) -> None:
