@@ -165,14 +165,14 @@ def test_damaged_entries_are_made_again(grid: Grid, tmp_path: Path, count: dict[
     assert [(c.cacc, c.asr) for c in again] == [(c.cacc, c.asr) for c in whole]
 
 
-@pytest.mark.parametrize("change", ["defense", "seed", "data", "size"])
+@pytest.mark.parametrize("change", ["defense", "seed", "data", "size", "precision"])
 def test_the_key_holds_all_that_decides_a_cell(change: str, content: dict[str, Any], tmp_path: Path) -> None:
-    def keys(content: dict[str, Any]) -> list[str]:
+    def keys(content: dict[str, Any], precision: str = "fp32") -> list[str]:
         grid = load_grid(written(content, tmp_path))
         found = []
         for place in places(grid):
             recipe = place_recipe(grid, place)
-            found.append(bench.cell_key(recipe, bench.load_corpus(recipe)))
+            found.append(bench.cell_key(recipe, bench.load_corpus(recipe), precision))
         return found
 
     before = keys(content)
@@ -188,7 +188,7 @@ def test_the_key_holds_all_that_decides_a_cell(change: str, content: dict[str, A
             source.write_text(source.read_text().replace("film", "movie"))
         case "size":
             content["data"]["A"]["clean_fraction"] = 0.4
-    changed = [a != b for a, b in zip(before, keys(content), strict=True)]
+    changed = [a != b for a, b in zip(before, keys(content, "bf16" if change == "precision" else "fp32"), strict=True)]
     assert changed == ([False, True, False] * 2 if change == "defense" else [True] * 6)
 
 
@@ -266,6 +266,18 @@ def test_nothing_is_scored_where_there_was_nothing_to_repair() -> None:
     line = table_rows(cells, {})[1]
     assert (line.seeds, line.asr[:4]) == ("1", "20.0")
     assert line.note == "1 not scored: the undefended ASR is not above the floor"
+
+
+def test_rows_of_another_copy_of_the_backdoored_model_say_so(grid: Grid, tmp_path: Path) -> None:
+    """A machine with other arithmetic plants the same backdoor in other bits; what is measured after it must not pass for the same model."""
+    cells = run_grid(grid, tmp_path / "out", precision="fp32")
+    assert len({cell.suspect for cell in cells}) == 2, "one model a seed"
+    assert not any("another copy" in line.note for line in table_rows(cells, {}))
+    others = run_grid(grid, tmp_path / "out", precision="bf16")
+    assert {cell.suspect for cell in others}.isdisjoint(cell.suspect for cell in cells)
+    mixed = [other if cell.place.defense == "Fine" and cell.seed else cell for cell, other in zip(cells, others, strict=True)]
+    notes = [line.note for line in table_rows(mixed, {})]
+    assert ["1 measured on another copy of the backdoored model than 'none'" in note for note in notes] == [False, True, False]
 
 
 def test_every_form_of_the_table_holds_every_line() -> None:

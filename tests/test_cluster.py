@@ -136,7 +136,7 @@ def test_failures_are_rows_and_the_others_go_on(grid: Grid, tmp_path: Path, note
 @pytest.mark.usefixtures("ray")
 def test_workers_elsewhere_keep_no_models(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They do not see the driver's mark; another version of a library is an error, not another key."""
-    how = cluster.How(grid, tmp_path / "models", "auto", None)
+    how = cluster.How(grid, tmp_path / "models", "fp32", None)
     assert cluster.Worker(how, None, tmp_path / "mark").group.how.models is None  # type: ignore[arg-type]
     (tmp_path / "mark").touch()
     assert cluster.Worker(how, None, tmp_path / "mark").group.how.models == tmp_path / "models"  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ def test_workers_elsewhere_keep_no_models(grid: Grid, tmp_path: Path, monkeypatc
 def cluster_groups(grid: Grid, folder: Path) -> list[Any]:
     from excise.bench import _groups
 
-    return list(_groups(grid, folder))
+    return list(_groups(grid, folder, "fp32"))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -30,9 +30,9 @@ from excise.progress import noting, report, stage
 from excise.provenance import checkpoint_hashes
 from excise.recipe import Recipe
 from excise.result import Measured
-from excise.resume import going_on
+from excise.resume import going_on, weights_hash
 from excise.seeds import derive
-from excise.victim import Precision, Victim
+from excise.victim import Precision, Victim, default_device, resolve_precision
 
 __all__ = ["Cell", "kept_cells", "run_grid"]
 
@@ -59,6 +59,8 @@ class Cell(BaseModel):
     twin_cacc: Measured | None = None
     seconds: float | None = None
     precision: str | None = None
+    suspect: str | None = None
+    """The hash of the backdoored model's weights; another machine's bits differ, and with them everything that is measured after it."""
     notes: tuple[str, ...] = ()
     error: str | None = None
     digest: str = ""
@@ -82,6 +84,8 @@ class _Shared:
     backdoor: Backdoor
     floor: Scores
     """What the clean twin scores."""
+    suspect: str
+    """The hash of the backdoored model's weights."""
 
 
 def run_grid(
@@ -100,7 +104,7 @@ def run_grid(
     Args:
         grid: What to measure.
         folder: Where cells and models are kept.
-        precision: Arithmetic.
+        precision: Arithmetic; `auto` is what this process would take, for workers elsewhere too.
         device: Where models go.
         keep_models: Whether backdoored models stay in `folder` for other defenses later.
         on_cell: Called with each cell when it is measured or found.
@@ -109,6 +113,7 @@ def run_grid(
     """
     cells: dict[Place, Cell] = {}
     everything = places(grid)
+    chosen = resolve_precision(precision, default_device(device))
 
     def arrived(cell: Cell) -> None:
         cells[cell.place] = cell
@@ -117,14 +122,14 @@ def run_grid(
             on_cell(cell)
 
     def left() -> Iterator[Work]:
-        for work, found in _groups(grid, folder):
+        for work, found in _groups(grid, folder, chosen):
             for cell in found:
                 arrived(cell)
             if work:
                 yield work
 
     report("grid", 0, len(everything))
-    how = How(grid, folder.absolute() / "models" if keep_models else None, precision, device, None if spread else folder.absolute(), every)
+    how = How(grid, folder.absolute() / "models" if keep_models else None, chosen, device, None if spread else folder.absolute(), every)
     with contextlib.closing((spread or in_turn)(how, left())) as measured:
         for cell in measured:
             if not cell.error:
@@ -159,7 +164,7 @@ class How:
     grid: Grid
     models: Path | None
     """Where models are kept."""
-    precision: Precision
+    precision: Literal["bf16", "fp32"]
     device: str | None
     states: Path | None = None
     """Where training that was stopped is kept."""
@@ -203,7 +208,7 @@ class Group:
         """One cell; whatever goes wrong is written in it, so that the others are measured."""
         recipe = place_recipe(self.how.grid, place)
         try:
-            if cell_key(recipe, self.corpus) != key:
+            if cell_key(recipe, self.corpus, self.how.precision) != key:
                 raise ConfigError(f"The worker has {_versions()}, or checkpoints in the folders of the settings, that differ from the driver's.")
             with stage(str(place)):
                 if self.shared is None:
@@ -220,7 +225,7 @@ def failed(grid: Grid, place: Place, error: Exception) -> Cell:
     return Cell(key="", settings=place_recipe(grid, place).settings(), error=" ".join(text.split())[:500], **vars(place))
 
 
-def _groups(grid: Grid, folder: Path) -> Iterator[tuple[Work | None, list[Cell]]]:
+def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | None, list[Cell]]]:
     """Every group, in order, with its cells that an earlier run left, or that fail because their texts cannot be read."""
     corpora: dict[tuple[str, int], Corpus] = {}
     for (data, _, seed), members in groupby(places(grid), key=lambda place: (place.data, place.attack, place.seed)):
@@ -232,7 +237,7 @@ def _groups(grid: Grid, folder: Path) -> Iterator[tuple[Work | None, list[Cell]]
                 if (data, seed) not in corpora:
                     corpora = {name: corpus for name, corpus in corpora.items() if name[0] == data}
                     corpora[data, seed] = load_corpus(recipe)
-                keys[place] = cell_key(recipe, corpora[data, seed])
+                keys[place] = cell_key(recipe, corpora[data, seed], precision)
             except Exception as error:
                 found.append(failed(grid, place, error))
                 continue
@@ -242,16 +247,17 @@ def _groups(grid: Grid, folder: Path) -> Iterator[tuple[Work | None, list[Cell]]
         yield (Work(corpora[data, seed], keys) if keys else None), found
 
 
-def cell_key(recipe: Recipe, corpus: Corpus) -> str:
-    """The hash of all that decides a cell: every setting, the texts themselves, and the versions that compute."""
+def cell_key(recipe: Recipe, corpus: Corpus, precision: str) -> str:
+    """The hash of all that decides a cell: every setting, the texts themselves, the arithmetic, and the versions that compute."""
     defenses = recipe.settings()["defenses"]
-    return digest({**_decides(recipe, corpus), "defenses": defenses, "local": _local(defenses)})
+    return digest({**_decides(recipe, corpus, precision), "defenses": defenses, "local": _local(defenses)})
 
 
-def _decides(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
+def _decides(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
     settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "defenses")}
     texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
-    return {"bench": VERSION, "settings": settings, "texts": texts, "versions": _versions(), "base": _local(recipe.model)}
+    arithmetic = {"precision": precision, "versions": _versions()}
+    return {"bench": VERSION, "settings": settings, "texts": texts, "base": _local(recipe.model), **arithmetic}
 
 
 def _versions() -> dict[str, str]:
@@ -268,9 +274,9 @@ def _local(settings: Any) -> dict[str, dict[str, str]]:
     return {name: files for value in inner for name, files in _local(value).items()}
 
 
-def _makes(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
+def _makes(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
     """All that decides a backdoored model: neither the defender's share of the texts nor what is measured on."""
-    whole = _decides(recipe, corpus)
+    whole = _decides(recipe, corpus, precision)
     settings = {key: value for key, value in whole["settings"].items() if key not in ("clean_fraction", "test", "test_size")}
     return {**whole, "settings": settings, "texts": {"train": whole["texts"]["train"]}}
 
@@ -290,13 +296,13 @@ class _Models:
         def base() -> Victim:
             return Victim.load(recipe.model, label_names=corpus.train.label_names, seed=recipe.seed, **options)
 
-        decides = _makes(recipe, corpus)
+        decides = _makes(recipe, corpus, self.how.precision)
         bad = self._model(decides, lambda: attack(base(), corpus.train, seed=seed).victim, options)
         training = {"training": registry.settings(attack)["training"]}
         alike = {**decides, "settings": {**decides["settings"], "attack": training}}
         twin = self._model(alike, lambda: clean_twin(attack, base(), corpus.train, seed=seed), options)
         backdoor = Backdoor(bad, attack.trigger, corpus.train.label_id(attack.target_label))
-        return _Shared(corpus, backdoor, _scores(twin, corpus, backdoor, recipe.seed))
+        return _Shared(corpus, backdoor, _scores(twin, corpus, backdoor, recipe.seed), weights_hash(bad.model))
 
     def _model(self, decides: Mapping[str, Any], make: Callable[[], Victim], options: Mapping[str, Any]) -> Victim:
         """From its folder if it is there whole, otherwise made, and kept."""
@@ -330,6 +336,7 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
         twin_cacc=Measured.of(floor.cacc),
         seconds=round(seconds, 1),
         precision=defended.precision,
+        suspect=shared.suspect,
         notes=tuple(note.removeprefix(f"{place}: ") for note in notes),
         **found,
         **vars(place),

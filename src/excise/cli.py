@@ -260,13 +260,11 @@ def _cite(arguments: list[str]) -> None:
 
 def _env(arguments: list[str]) -> None:
     _expect(arguments, most=0, usage="excise env")
-    import torch
-
     from excise.assets import cache_folder
     from excise.result import Environment
-    from excise.victim import resolve_precision
+    from excise.victim import default_device, resolve_precision
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(None)
     for key, value in Environment.of(str(device), resolve_precision("auto", device)):
         print(f"{key:<13} {value}")
     print(f"{'cache':<13} {cache_folder()}")

@@ -42,7 +42,7 @@ from excise.kept import digest
 from excise.progress import named
 from excise.victim import Victim
 
-__all__ = ["Course", "States", "course", "going_on", "resuming", "run_of", "same_machine"]
+__all__ = ["Course", "States", "course", "going_on", "resuming", "run_of", "same_machine", "weights_hash"]
 
 logger = logging.getLogger(__name__)
 ABOUT = "run.json"
@@ -222,8 +222,8 @@ def course(name: str, student: Victim, *, descent: Any, schedule: Any, loss: Any
         return Course(None, "", student.model, descent, schedule, loss)
     memory = Memory.of(loss)
     constants = memory and memory.constants
-    held = [_digest(dict(_weights(one.model))) for one in memory.victims] if memory else []
-    weights = _digest(dict(_weights(student.model)))
+    held = [weights_hash(one.model) for one in memory.victims] if memory else []
+    weights = weights_hash(student.model)
     key = digest({"task": named(name), "weights": weights, "loss": constants, "held": held, "length": student.max_length, **decides})
     states.turns[key] += 1
     return Course(states, f"{key}-{states.turns[key]}", student.model, descent, schedule, loss)
@@ -320,6 +320,11 @@ def _weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """The hash of every weight and buffer of a model, as they are held."""
+    return _digest(dict(_weights(model)))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ from excise.checkpoint import TRIAL, longest_input, open_checkpoint, surviving_p
 from excise.errors import CheckpointError, ConfigError, OutputError, TimeUpError, first_line
 from excise.progress import report
 
-__all__ = ["REJECTED", "Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "resolve_precision", "token_batches"]
+__all__ = ["REJECTED", "Batch", "Encoding", "Precision", "Trace", "Victim", "collate", "default_device", "resolve_precision", "token_batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +113,11 @@ class Victim:
         if max_length is not None and max_length < LEAST:
             raise ConfigError(f"A max_length of {max_length} tokens was given; it must be at least {LEAST}.")
         model, tokenizer = open_checkpoint(source, label_names=label_names, seed=seed)
+        where = default_device(device)
         try:
-            where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             model.to(where)  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"The device {device!r} cannot be used: {first_line(error)}. Give cpu, or leave it out.") from error
+            raise _no_device(device, error) from error
         if (most := longest_input(model, tokenizer)) < LEAST:
             raise CheckpointError(
                 f"{source} reads {most} tokens at most, but at least {LEAST} are needed. Restore config.json and tokenizer_config.json."
@@ -296,6 +296,18 @@ def collate(tokenizer: PreTrainedTokenizerBase, encodings: Sequence[Encoding]) -
     longest = max(len(e["input_ids"]) for e in encodings)
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {name: torch.tensor([[*e[name], *[fill.get(name, 0)] * (longest - len(e[name]))] for e in encodings]) for name in encodings[0]}
+
+
+def default_device(device: str | None) -> torch.device:
+    """The device that was named, else a GPU if there is one, else the CPU."""
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise _no_device(device, error) from error
+
+
+def _no_device(device: str | None, error: Exception) -> ConfigError:
+    return ConfigError(f"The device {device!r} cannot be used: {first_line(error)}. Give cpu, or leave it out.")
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp32"]:

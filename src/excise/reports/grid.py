@@ -55,11 +55,13 @@ def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[flo
         members = list(group)
         failed = [cell for cell in members if cell.error]
         good = [cell for cell in members if not cell.error]
+        other = [cell for cell in good if not _same_suspect(undefended.get((data, attack, cell.seed)), cell)]
         without = [cell for cell in good if defense != NONE and not _is_backdoored(undefended.get((data, attack, cell.seed)))]
         scored = [cell for cell in good if cell not in without]
         notes = [
             *([f"{len(failed)} failed: {failed[0].error}"] if failed else []),
             *([f"{len(without)} not scored: the undefended ASR is not above the floor"] if without else []),
+            *([f"{len(other)} measured on another copy of the backdoored model than 'none'"] if other else []),
             *dict.fromkeys(note for cell in good for note in cell.notes),
         ]
         theirs = paper.get(attack, {}).get(defense)
@@ -77,6 +79,11 @@ def scores(cell: Cell) -> str:
 
 def _is_backdoored(cell: Cell | None) -> bool:
     return cell is not None and cell.asr is not None and cell.floor is not None and cell.asr.surely_above(cell.floor)
+
+
+def _same_suspect(undefended: Cell | None, cell: Cell) -> bool:
+    """Whether a cell repairs the very model that `none` scores; one that was made on another machine has other weights."""
+    return undefended is None or undefended.error is not None or undefended.suspect == cell.suspect
 
 
 def _mean(measured: Sequence[Measured | None]) -> str:
