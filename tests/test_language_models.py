@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -305,3 +306,16 @@ def test_train_lm_knows_its_own_output(tmp_path: Path, capsys: pytest.CaptureFix
     (out / "thesis.docx").touch()
     assert main(words) == 2
     assert "thesis.docx" in capsys.readouterr().err
+
+
+def test_train_lm_computes_in_the_precision_that_was_asked_for(tmp_path: Path) -> None:
+    toy_victim().save(tmp_path / "base")
+    data = write_csv(tmp_path / "clean.csv", toy_data(60))
+    weights = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        words = ["--base", str(tmp_path / "base"), "--training.epochs", "1", "--precision", precision]
+        assert main(["train-lm", "--data", str(data), *words, "--out", str(out)]) == 0
+        assert json.loads((out / "excise-result.json").read_text())["environment"]["precision"] == precision
+        weights[precision] = (out / "model.safetensors").read_bytes()
+    assert weights["fp32"] != weights["bf16"]

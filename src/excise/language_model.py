@@ -22,7 +22,7 @@ from excise.errors import CheckpointError, ConfigError
 from excise.front_door import read_config
 from excise.progress import report
 from excise.training import FitConfig, fit
-from excise.victim import Batch, Encoding, Victim, collate, token_batches
+from excise.victim import Batch, Encoding, Precision, Victim, collate, default_device, resolve_precision, token_batches
 
 __all__ = ["LanguageModel", "causal_loss", "masked_loss", "train_language_model", "trained_texts"]
 
@@ -192,9 +192,19 @@ class _Begun(NamedTuple):
 
 
 def train_language_model(
-    source: str, texts: Sequence[str], *, kind: Kind, training: FitConfig, seed: int, max_length: int = 128, device: str | None = None
+    source: str,
+    texts: Sequence[str],
+    *,
+    kind: Kind,
+    training: FitConfig,
+    seed: int,
+    max_length: int = 128,
+    device: str | None = None,
+    precision: Precision = "fp32",
 ) -> LanguageModel:
     """Make a small language model from an encoder and some texts; the encoder's body is kept, its head is new.
+
+    `precision` is that of the training.
 
     Raises:
         CheckpointError: The source is no encoder that can become one.
@@ -203,8 +213,10 @@ def train_language_model(
     model, tokenizer = open_language_model(source, new_head=kind, seed=seed)
     if kind == "masked" and tokenizer.mask_token_id is None:
         raise ConfigError(f"The tokenizer of {source} has no mask token, so it cannot become a masked language model. Give another base.")
-    model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
-    learner = Victim(model.eval(), tokenizer, min(max_length, longest_input(model, tokenizer)), source=source)  # a model that `fit` can train
+    where = default_device(device)
+    model.to(where)  # type: ignore[arg-type]
+    length, arithmetic = min(max_length, longest_input(model, tokenizer)), resolve_precision(precision, where)
+    learner = Victim(model.eval(), tokenizer, length, arithmetic, source)  # a model that `fit` can train
     data = TextDataset(tuple(texts), (0,) * len(texts), ("text",))
     trained = fit(learner, data, loss=causal_loss if kind == "causal" else masked_loss, config=training, seed=seed, name=f"train {kind} model")
     trained.model.config.excise_trained_texts = len(texts)

@@ -47,6 +47,7 @@ def run(options: Options, console: Console) -> None:
     from excise.provenance import hash_inputs, save_sealed
     from excise.result import Environment, Record, command_line, data_record
     from excise.seeds import derive
+    from excise.victim import resolve_precision
 
     begun, seed = time.monotonic(), options.common.seed
     if not 0 < options.holdout < 1:
@@ -55,16 +56,15 @@ def run(options: Options, console: Console) -> None:
     held, texts = split(options.texts.load(options.data), options.holdout, seed=derive(seed, "holdout"))
     inputs = hash_inputs(plain(options), checkpoint=(options.base, resolve_checkpoint(options.base)))
     length = options.texts.max_length or 128
-    model = train_language_model(
-        options.base, texts.texts, kind=options.kind, training=options.training, seed=seed, max_length=length, device=options.common.device
-    )
+    where = {"device": options.common.device, "precision": options.common.precision}
+    model = train_language_model(options.base, texts.texts, kind=options.kind, training=options.training, seed=seed, max_length=length, **where)
     notes = [f"A {options.kind} language model made from {len(texts)} texts."]
     if options.kind == "causal":
         notes.append(f"The median perplexity of {len(held)} held-out texts is {model.perplexities(held.texts).median().item():.0f}.")
     record = Record(
         kind="train-lm",
         command=command_line(),
-        environment=Environment.of(str(model.model.device), "fp32"),
+        environment=Environment.of(str(model.model.device), resolve_precision(options.common.precision, model.model.device)),
         seed=seed,
         settings=plain(options),
         model=options.base,
