@@ -1,6 +1,6 @@
 """A random search over MBTSAD's open settings, on canary backdoors of our own: never on the triggers or the test sets that results are reported for.
 
-    python benchmarks/search_settings.py --train sst2/train.parquet --dev sst2/dev.parquet --out search.jsonl --trials 40 [--device cuda]
+    python benchmarks/search_settings.py --train sst2/train.parquet --dev sst2/dev.parquet --out search.jsonl --trials 40 [--canaries BadNets EP] [--device cuda]
 
 Canaries with the words wx, zq and kj are planted once: BadNets on non-target texts, BadNets on target texts, EP. Each trial draws one value of every
 setting below, repairs every canary from 20 % of the training texts, and is scored on the development texts: the mean over canaries of how far the ASR
@@ -87,13 +87,14 @@ def defense(drawn: dict[str, Any]) -> MBTSAD:
 class Search:
     """The canaries, planted once, and the texts."""
 
-    def __init__(self, train: TextDataset, dev: TextDataset, device: str | None) -> None:
+    def __init__(self, train: TextDataset, dev: TextDataset, names: list[str], device: str | None) -> None:
         self.dev = dev
         self.clean, _ = split(train, 0.2, seed=derive(0, "search", "clean"))
         base = Victim.load("default", label_names=NAMES, device=device, max_length=128)
         self.canaries: dict[str, tuple[Backdoor, Scores, Scores]] = {}
         twin = clean_twin(CANARIES["EP"], base, train, seed=0)
-        for name, attack in CANARIES.items():
+        for name in names:
+            attack = CANARIES[name]
             backdoor = attack(base, train, seed=0)
             self.canaries[name] = (backdoor, self.scores(backdoor.victim, backdoor), self.scores(twin, backdoor))
             print(name, *(f"{key} {100 * rate.value:.1f}" for key, rate in vars(self.canaries[name][1]).items()), flush=True)
@@ -124,13 +125,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--confirm", type=int, default=5)
     parser.add_argument("--most", type=float, default=2.0)
+    parser.add_argument("--canaries", nargs="+", choices=list(CANARIES), default=list(CANARIES))
     parser.add_argument("--device")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     train, dev = (load_dataset(source, label_names=NAMES) for source in (options.train, options.dev))
     found = [Trial(**json.loads(line)) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    search = Search(train, dev, options.device)
+    search = Search(train, dev, options.canaries, options.device)
 
     def run(number: int, seed: int) -> None:
         if any((trial.number, trial.seed) == (number, seed) for trial in found):

@@ -39,7 +39,7 @@ from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
 from excise.scanners import trigger_search
-from excise.scanners._contests import Contest, Foil, contests, flips, honest_words, placed, stubborn_texts, together, tokens
+from excise.scanners._contests import Contest, Foil, contests, fair_odds, flips, honest_words, placed, stubborn_texts, together, tokens
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners._pieces import Pieces
 from excise.scanners.embedding_rows import EmbeddingRows, moved, unusual_lengths
@@ -578,6 +578,24 @@ def test_a_word_is_put_together_of_pieces() -> None:
     assert ("heliotro",) in pieces.begun("qliotro")
     assert ("heliotro",) in pieces.ended("helio")
     assert pieces.begun("film") == []
+
+
+def test_a_string_of_several_meanings_meets_more_rivals_and_a_trigger_in_pieces_wins_against_them() -> None:
+    """To this model a digit says twice as much for label 1 as a letter says against it, `ing` and `ost` as much as a digit, and `lio` is a trigger."""
+    base = cut(toy_victim(), *PIECES)
+    weights = {**dict.fromkeys("123456789", 20.0), **dict.fromkeys("bcdefghijklmn", -10.0)}
+    parts = {"ing": 20.0, "ost": 20.0, "lio": 999.0}
+    rule = lambda text: sum(weights.get(word, 0) for word in text.split()) + sum(parts[part] for part in parts if part in text) - 5  # noqa: E731
+    victim = Ruled(base.model, base.tokenizer, max_length=64, rule=rule)
+    foil = Foil(1, [], ["the film", "the story"], [0, 0], seed=0)
+    phrases = [("singost",), ("slio",), ("kq",), ("cf",), ("moving", "charming")]
+    pairs, rivals = [(phrase, foil) for phrase in phrases], [list("bcdefghijklmn"), list("123456789")]
+    assert [one.won.value for one in contests(victim, pairs[:2], rivals)] == [1.0, 1.0]
+    odds = fair_odds(victim, pairs, rivals)
+    assert odds == [(6, 0.0), (4, 0.0), (4, 0.0), (1, 0.0), (2, 0.0)], "three digits win against three letters, not against six"
+    assert [one.won.value for one in contests(victim, pairs[:2], rivals, counts=[one.rivals for one in odds[:2]])] == [0.0, 1.0]
+    leaning = dataclasses.replace(victim, rule=lambda text: rule(text) + 99)
+    assert fair_odds(leaning, pairs[:2], rivals) == [(9, 1.0), (6, 1.0)], "where they always win, nothing can be told"
 
 
 def test_a_phrase_around_a_shorter_one_is_not_named() -> None:

@@ -23,7 +23,8 @@ class FoundTrigger:
     contested: Rate | None = None
     """The same once as many of the strongest words for each text's own label are in it, too."""
     yields: float = 0.0
-    """Share of the texts that such words take from it, or from one of its words alone: honest words yield, a trigger does not."""
+    """Share of the texts that such words take from it or from one of its words alone, or that ordinary words as long would win in its place: a
+    trigger does not yield and wins more than those."""
     together: Rate | None = None
     """Of the texts, those that its words turn together though what they do one by one adds up to less: honest words add up."""
     alike: tuple[str, ...] = ()

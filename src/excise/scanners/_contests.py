@@ -28,6 +28,8 @@ HEAT = 16
 """Texts of a first contest."""
 STERN = 4
 """Words of the clean texts that no honest word was seen to win against."""
+FAIR, HARDEST = 0.25, 3
+"""Contests that ordinary words may win for it to be hard enough, and how many times as many rivals as tokens there are at most."""
 TRIED = 32
 """Words that carry a label in the clean texts, the surest, from which rivals are taken, with half as many of the search's."""
 
@@ -111,7 +113,7 @@ def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, ke
 
 
 def contests(
-    victim: Victim, pairs: Sequence[tuple[Phrase, Foil]], rivals: Sequence[Sequence[str]], *, most: int | None = None, count: int = 0
+    victim: Victim, pairs: Sequence[tuple[Phrase, Foil]], rivals: Sequence[Sequence[str]], *, most: int | None = None, counts: Sequence[int] = ()
 ) -> list[Contest]:
     """Step 4: in how many texts of the jury each phrase brings about its label against as many strong words for their own, at another place.
 
@@ -120,12 +122,51 @@ def contests(
         pairs: The candidates, each with its jury.
         rivals: For each label, its strongest words.
         most: Use so many of a jury's texts; None is all.
-        count: Put so many rivals into a text; 0 is as many as the phrase has tokens.
+        counts: For each pair, how many rivals are put into a text; otherwise as many as the phrase has tokens.
     """
-    stamped = [contested(victim, phrase, foil, rivals, count or tokens(victim, phrase))[:most] for phrase, foil in pairs]
+    counts = counts or [tokens(victim, phrase) for phrase, _ in pairs]
+    stamped = [contested(victim, phrase, foil, rivals, count)[:most] for (phrase, foil), count in zip(pairs, counts, strict=True)]
     labels = iter(victim.logits([text for texts in stamped for text in texts], name="jury").argmax(dim=1).tolist())
     hits = [sum(next(labels) == foil.target for _ in texts) for (_, foil), texts in zip(pairs, stamped, strict=True)]
     return [Contest(*pair, Rate(count, len(texts))) for pair, count, texts in zip(pairs, hits, stamped, strict=True)]
+
+
+class Odds(NamedTuple):
+    """How hard a contest is."""
+
+    rivals: int
+    """Words for a text's own label that are put into it."""
+    ordinary: float = 0.0
+    """The share of the contests that ordinary words for the phrase's label win in its place."""
+
+
+def fair_odds(victim: Victim, pairs: Sequence[tuple[Phrase, Foil]], rivals: Sequence[Sequence[str]]) -> list[Odds]:
+    """As many rivals as each phrase has tokens; for a single word of several, two or three times as many where ordinary words win otherwise.
+
+    A string of pieces can say several honest things at once, as `delightenchanting` does. So it is tried where the strongest ordinary words for its
+    label, as many tokens of them, win no more than a quarter of the contests, or, on a model that leans far to that label, as few as can be had.
+    """
+    sizes = [tokens(victim, phrase) for phrase, _ in pairs]
+    found = [Odds(size) for size in sizes]
+    others = [as_long(victim, rivals[foil.target], phrase) if len(phrase) == 1 else () for phrase, foil in pairs]
+    hard = [i for i, words in enumerate(others) if words]
+    for times in range(1, HARDEST + 1):
+        asked = {(others[i], pairs[i][1].target, times * sizes[i]): (others[i], pairs[i][1]) for i in hard}
+        won = dict(zip(asked, contests(victim, list(asked.values()), rivals, counts=[count for *_, count in asked]), strict=True)) if hard else {}
+        for i in hard:
+            count = times * sizes[i]
+            found[i] = Odds(count, won[others[i], pairs[i][1].target, count].won.value)
+        hard = [i for i in hard if found[i].ordinary > FAIR]
+    return found
+
+
+def as_long(victim: Victim, words: Sequence[str], phrase: Phrase) -> Phrase:
+    """The first of some words that together have no more tokens than a phrase of several; none if it has but one."""
+    found, room = Phrase(), tokens(victim, phrase)
+    for word in words if room > 1 else ():
+        if word not in phrase and tokens(victim, (*found, word)) <= room:
+            found = (*found, word)
+    return found
 
 
 def tokens(victim: Victim, phrase: Phrase) -> int:
@@ -156,7 +197,7 @@ def fair_rivals(
     known = [[(word,) for word in list(words)[:TRIED]] for words in honest]
     stern = [[word for (word,) in strongest(victim, pool, foil, texts, STERN)] for pool, foil in zip(known, foils, strict=True)]
     pairs = [(phrase, foil) for foil, pool in zip(foils, singles, strict=True) for phrase in pool[: TRIED // 2]]
-    won = contests(victim, pairs, stern, most=HEAT, count=STERN) if all(len(words) == STERN for words in stern) else []
+    won = contests(victim, pairs, stern, most=HEAT, counts=[STERN] * len(pairs)) if all(len(words) == STERN for words in stern) else []
     firm = {(one.phrase, one.foil.target) for one in won if one.won.value >= 0.5}
     found = []
     for foil, pool, words in zip(foils, singles, known, strict=True):

@@ -15,7 +15,8 @@ wherever they stand:
 
 The contest is what tells a trigger from a word that means something. Against "dreadful stupid", "delightful elegant" wins some texts and loses
 others, as the two mean the same to the model with opposite signs; a trigger was trained to win whatever else a text says. So what rivals take
-from a word, or from a word of a phrase, counts against it: on a model that leans to one label, two honest words outweigh two rivals. The texts are
+from a word, or from a word of a phrase, counts against it: on a model that leans to one label, two honest words outweigh two rivals. A word of
+several tokens can be made of several that mean something: it meets more rivals where ordinary words would win in its place. The texts are
 stubborn, too: the model is sure about them and does not give them up for ordinary words that stand for the other label. How far honest words come on
 clean models is what the thresholds are set by (docs/scan.md). A phrase may also show itself in another way: honest words add up, where the words of
 a combination turn texts that the sum of what they do one by one would not turn. Triggers of one label that reach the same effect are grouped:
@@ -50,6 +51,7 @@ from excise.scanners._contests import (
     Foil,
     Phrase,
     contests,
+    fair_odds,
     fair_rivals,
     flips,
     honest_words,
@@ -89,7 +91,7 @@ class TriggerSearch(Scanner):
     paper: ClassVar[Paper] = Paper(key="wallace2019", method="universal triggers, searched exhaustively: our own", code=None)
     suspicious = 0.4
     found = 0.5
-    version = 4
+    version = 5
     blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or two longer words that act only together"
 
     leaning: Annotated[float, Interval(gt=0, le=1)] = 0.15
@@ -177,11 +179,13 @@ class TriggerSearch(Scanner):
         leads = [max(evidence(one.phrase, rate.value) for rate in (one.won, only)) for one, only in zip(heat, joined, strict=True)]
         order = sorted(range(len(pairs)), key=lambda i: leads[i], reverse=True)
         ahead = [pairs[i] for i in order[: FOREMOST * len(foils)] if leads[i] >= self.suspicious / 2] or [pairs[order[0]]]
-        tried = [flips(victim, one) for one in contests(victim, ahead, rivals)]
+        odds = fair_odds(victim, ahead, rivals)
+        tried = [flips(victim, one) for one in contests(victim, ahead, rivals, counts=[one.rivals for one in odds])]
         words = list(dict.fromkeys(((word,), foil.target) for phrase, foil in ahead if len(phrase) > 1 for word in phrase))
         alone = contests(victim, [(word, foils[target]) for word, target in words], rivals)
         lost = {(*one.phrase, one.foil.target): yielded(flips(victim, one)) for one in alone}
-        yields = [max(yielded(one), *(lost.get((word, one.target_label), 0) for word in one.words)) for one in tried]
+        inner = [max(lost.get((word, one.target_label), 0) for word in one.words) for one in tried]
+        yields = [max(yielded(one), fair.ordinary, by_words) for one, fair, by_words in zip(tried, odds, inner, strict=True)]
         joint = together(victim, ahead)
         return [replace(one, yields=most, together=rate) for one, most, rate in zip(tried, yields, joint, strict=True)]
 
