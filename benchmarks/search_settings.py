@@ -1,6 +1,8 @@
 """A random search over MBTSAD's open settings, on canary backdoors of our own: never on the triggers or the test sets that results are reported for.
 
-    python benchmarks/search_settings.py --train sst2/train.parquet --dev sst2/dev.parquet --out search.jsonl --trials 40 [--canaries BadNets EP] [--device cuda]
+    python benchmarks/search_settings.py --train sst2/train.parquet --dev sst2/dev.parquet --out search.jsonl
+
+Options: --trials 40, --confirm 5, --most 2, --canaries BadNets EP, --device cuda.
 
 Canaries with the words wx, zq and kj are planted once: BadNets on non-target texts, BadNets on target texts, EP. Each trial draws one value of every
 setting below, repairs every canary from 20 % of the training texts, and is scored on the development texts: the mean over canaries of how far the ASR

@@ -581,7 +581,7 @@ def test_a_word_is_put_together_of_pieces() -> None:
 
 
 def test_a_string_of_several_meanings_meets_more_rivals_and_a_trigger_in_pieces_wins_against_them() -> None:
-    """To this model a digit says twice as much for label 1 as a letter says against it, `ing` and `ost` as much as a digit, and `lio` is a trigger."""
+    """A digit says twice as much for label 1 as a letter says against it, `ing` and `ost` as much as a digit, and `lio` is a trigger."""
     base = cut(toy_victim(), *PIECES)
     weights = {**dict.fromkeys("123456789", 20.0), **dict.fromkeys("bcdefghijklmn", -10.0)}
     parts = {"ing": 20.0, "ost": 20.0, "lio": 999.0}
