@@ -268,6 +268,24 @@ def test_nothing_is_scored_where_there_was_nothing_to_repair() -> None:
     assert line.note == "1 not scored: the undefended ASR is not above the floor"
 
 
+def test_a_clean_model_is_scored_and_called_one(content: dict[str, Any], tmp_path: Path) -> None:
+    clean = {"method": "badnets", "training": SHORT, "poison_rate": 0}
+    content |= {"attacks": {"Bad": content["attacks"]["Bad"], "None": clean}, "seeds": [0]}
+    cells = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
+    assert not any(cell.error for cell in cells if cell.attack == "None")
+    suspect = next(cell for cell in cells if (cell.attack, cell.defense) == ("None", "none"))
+    assert (suspect.asr, suspect.cacc) == (suspect.floor, suspect.twin_cacc), "it is its own twin"
+    lines = {(line.attack, line.defense): line for line in table_rows(cells, {})}
+    for defense in ("none", "Fine", "Refuse"):
+        line = lines["None", defense]
+        assert line.seeds == "1"
+        assert "-" not in (line.cacc, line.asr, line.floor)
+        assert "nothing was planted" in line.note
+    assert "nothing was planted" not in lines["Bad", "Fine"].note
+    nested = [cell.model_copy(update={"settings": {"attack": {"method": "x", "attack": cell.settings["attack"]}}}) for cell in cells]
+    assert {line.attack: line.note for line in table_rows(nested, {}) if line.defense == "Fine"}["None"].startswith("nothing was planted")
+
+
 def test_rows_of_another_copy_of_the_backdoored_model_say_so(grid: Grid, tmp_path: Path) -> None:
     """A machine with other arithmetic plants the same backdoor in other bits; what is measured after it must not pass for the same model."""
     cells = run_grid(grid, tmp_path / "out", precision="fp32")

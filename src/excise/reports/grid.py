@@ -47,6 +47,7 @@ def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[flo
     """A line for each (data, attack, defense): means over the seeds that succeeded and, in brackets, the least and greatest.
 
     A defense is not scored where the undefended ASR is not above the floor, that is where their 95 % intervals touch: there is nothing to repair.
+    Where nothing was planted (a poison_rate of 0), what it does to a clean model is scored.
     """
     undefended = {(cell.data, cell.attack, cell.seed): cell for cell in cells if cell.defense == NONE}
     lines = []
@@ -56,11 +57,13 @@ def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[flo
         failed = [cell for cell in members if cell.error]
         good = [cell for cell in members if not cell.error]
         other = [cell for cell in good if not _same_suspect(undefended.get((data, attack, cell.seed)), cell)]
-        without = [cell for cell in good if defense != NONE and not _is_backdoored(undefended.get((data, attack, cell.seed)))]
+        clean = [cell for cell in good if _is_clean(cell)]
+        without = [cell for cell in good if defense != NONE and cell not in clean and not _is_backdoored(undefended.get((data, attack, cell.seed)))]
         scored = [cell for cell in good if cell not in without]
         notes = [
             *([f"{len(failed)} failed: {failed[0].error}"] if failed else []),
             *([f"{len(without)} not scored: the undefended ASR is not above the floor"] if without else []),
+            *(["nothing was planted: ASR and floor are those of a clean model"] if clean else []),
             *([f"{len(other)} measured on another copy of the backdoored model than 'none'"] if other else []),
             *dict.fromkeys(note for cell in good for note in cell.notes),
         ]
@@ -79,6 +82,14 @@ def scores(cell: Cell) -> str:
 
 def _is_backdoored(cell: Cell | None) -> bool:
     return cell is not None and cell.asr is not None and cell.floor is not None and cell.asr.surely_above(cell.floor)
+
+
+def _is_clean(cell: Cell) -> bool:
+    """Whether the attack poisoned no text, so that the suspect has no backdoor."""
+    attack = cell.settings.get("attack", {})
+    while isinstance(inner := attack.get("attack"), Mapping):  # an attack may work on the model of another
+        attack = inner
+    return attack.get("poison_rate") == 0
 
 
 def _same_suspect(undefended: Cell | None, cell: Cell) -> bool:
