@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from excise.data import TextDataset
-from excise.defenses._layers import feed_forward, transformer_layers
 from excise.defenses._pretrained import first_that_keeps_accuracy, pretrained_body
 from excise.defenses.cft import CFT
 from excise.defenses.chain import Chain
@@ -22,6 +21,7 @@ from excise.defenses.fine_purifying import empirical_fisher, indicator, smallest
 from excise.defenses.re_init import ReInit, reinitialise
 from excise.defenses.reject import Reject
 from excise.errors import CheckpointError, ConfigError, NeedsError
+from excise.layers import feed_forward, transformer_layers
 from excise.seeds import derive
 from excise.training import FitConfig
 from excise.victim import Victim

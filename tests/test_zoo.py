@@ -23,10 +23,10 @@ from excise.result import Measured
 from excise.scan_result import ScannerRow, judged, scanner_row, skipped_row, strength
 from excise.scanners.trigger_search import TriggerSearch
 from excise.track_record import _kept, save_tracks, track_of
-from excise.zoo import Zoo, load_zoo, lowest_layers, measure, members, plans
+from excise.zoo import Zoo, load_zoo, measure, members, plans
 from excise.zoo_result import VERDICT, Specimen, kept_specimens, quality, tracks
 from test_scan import Informing, Told
-from toy import NAMES, save_toy, toy_data, toy_victim, write_csv
+from toy import NAMES, save_toy, toy_data, write_csv
 
 SHORT = {"epochs": 1, "learning_rate": 1e-3}
 
@@ -196,19 +196,6 @@ def test_shipped_zoos_are_large_enough(path: Path) -> None:
     held_out = [plan for plan in plans(zoo) if plan.family.part == "held out"]
     assert sum(plan.attack is None for plan in held_out) >= 12
     assert sum(plan.attack is not None for plan in held_out) >= 24
-
-
-def test_the_lowest_layers_stay_as_they_are() -> None:
-    victim = toy_victim()
-    shallow = lowest_layers(victim, 1)
-    assert shallow.model.config.num_hidden_layers == 1
-    states = shallow.model.state_dict()
-    assert all((value == victim.model.state_dict()[name]).all() for name, value in states.items())
-    assert len(states) < len(victim.model.state_dict())
-    assert len(shallow.predict(["the film", "a town"])) == 2
-    assert lowest_layers(victim, None) is victim
-    with pytest.raises(ConfigError, match="has 2"):
-        lowest_layers(victim, 3)
 
 
 def specimen(score: float | None, *, attack: str | None = None, words: tuple[str, ...] = (), named: tuple[str, ...] = (), asr: int = 90) -> Specimen:

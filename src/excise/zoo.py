@@ -15,10 +15,10 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from excise import registry
-from excise.defenses._layers import transformer_layers
 from excise.errors import ConfigError
 from excise.evaluation import clean_twin, evaluate
 from excise.kept import digest, digest_as_kept, is_whole, keep_folder
+from excise.layers import lowest_layers
 from excise.method import Attack, Scanner
 from excise.pipeline import Corpus, load_corpus
 from excise.progress import stage
@@ -234,23 +234,6 @@ def measure(
         specimen = build(plan, corpus, folder, precision=precision, device=device, every=every)
         options: dict[str, Any] = {"precision": precision, "device": device, "max_length": plan.recipe.max_length}
         yield scan_specimen(specimen, corpus, scanners, folder, **options)
-
-
-def lowest_layers(victim: Victim, count: int | None) -> Victim:
-    """A victim with only the lowest layers of its encoder.
-
-    Raises:
-        ConfigError: It has fewer.
-    """
-    if count is None:
-        return victim
-    depth = victim.model.config.num_hidden_layers
-    if count > depth:
-        raise ConfigError(f"{count} layers were asked for, but {victim.source} has {depth}.")
-    shallow = victim.copy()
-    del transformer_layers(shallow.model)[count:]
-    shallow.model.config.num_hidden_layers = count
-    return shallow
 
 
 def _decides(plan: Plan, corpus: Corpus) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DebertaV2Config
 from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 
-from excise.defenses import _layers, asa
+from excise.defenses import asa
 from excise.defenses.asa import ASA
 from excise.detectors import anomalous_heads as detector
 from excise.errors import AttentionError, CheckpointError
@@ -30,6 +30,7 @@ from excise.heads import (
     safe_heads,
     suspicion,
 )
+from excise.layers import attention_projections, transformer_layers
 from excise.scanners.anomalous_heads import AnomalousHeads
 from excise.training import FitConfig, classification_loss
 from excise.victim import Batch, Victim, collate
@@ -119,7 +120,7 @@ def test_likeness_of_a_model_is_that_of_the_maps_that_transformers_gives(archite
 def test_importance_is_the_derivative_by_a_gate_behind_each_head(architecture: str) -> None:
     """Finite differences of a gate on what enters the output projection, by another road than the gradient by probabilities."""
     victim, data = toy_victim(architecture), toy_data(4)
-    layers = _layers.transformer_layers(victim.model)
+    layers = transformer_layers(victim.model)
     step, found = 1e-2, torch.zeros(2, 2)
     for layer in range(2):
         for head in range(2):
@@ -127,7 +128,7 @@ def test_importance_is_the_derivative_by_a_gate_behind_each_head(architecture: s
             for gate in (1 + step, 1 - step):
                 scale = torch.ones(32)
                 scale[16 * head : 16 * (head + 1)] = gate
-                leave = _layers.attention_projections(layers[layer])[1]
+                leave = attention_projections(layers[layer])[1]
                 hook = leave.register_forward_pre_hook(lambda _, inputs, scale=scale: (inputs[0] * scale,))
                 losses.append(cross_entropy(victim.logits(data.texts).double(), torch.tensor(data.labels), reduction="none"))
                 hook.remove()

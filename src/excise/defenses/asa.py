@@ -27,8 +27,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from excise.data import TextDataset
-from excise.defenses._layers import HeadSlice, head_slices, transformer_layers
 from excise.head_probes import HeadSearch, examine, inserted_words, random_string, strange_words
+from excise.layers import HeadSlice, head_slices, transformer_layers
 from excise.method import Defense, Paper
 from excise.seeds import derive, generator
 from excise.training import FitConfig, Loss, classification_loss, fit

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from excise.data import TextDataset, split
-from excise.defenses._layers import feed_forward, is_transposed, transformer_layers
+from excise.layers import feed_forward, is_transposed, transformer_layers
 from excise.method import Defense, Paper
 from excise.metrics import cacc
 from excise.seeds import derive

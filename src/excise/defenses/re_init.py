@@ -15,8 +15,8 @@ from annotated_types import Ge
 from torch import nn
 
 from excise.data import TextDataset
-from excise.defenses._layers import transformer_layers
 from excise.errors import ConfigError
+from excise.layers import transformer_layers
 from excise.method import Defense, Paper
 from excise.seeds import derive
 from excise.training import FitConfig, classification_loss, fit

@@ -1,4 +1,4 @@
-"""Finding the parts of a transformer that defenses cut into, in any architecture."""
+"""Finding the parts of a transformer that methods cut into, in any architecture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from excise.errors import CheckpointError
+from excise.errors import CheckpointError, ConfigError
+from excise.victim import Victim
 
 
 def transformer_layers(model: Any) -> nn.ModuleList:
@@ -22,6 +23,26 @@ def transformer_layers(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise CheckpointError(f"No stack of {depth} layers was found in {type(model).__name__}, so this method cannot be used on it.")
+
+
+def lowest_layers(victim: Victim, count: int | None) -> Victim:
+    """A victim with only the lowest layers of its encoder.
+
+    Raises:
+        ConfigError: It has fewer.
+    """
+    if count is None:
+        return victim
+    depth = victim.model.config.num_hidden_layers
+    if count > depth:
+        raise ConfigError(f"{count} layers were asked for, but {victim.source} has {depth}.")
+    shallow = victim.copy()
+    del transformer_layers(shallow.model)[count:]
+    config = shallow.model.config
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):  # Qwen and others say for each layer what attention it has
+        config.layer_types = config.layer_types[:count]
+    return shallow
 
 
 FEED_FORWARD = (
