@@ -21,7 +21,7 @@ from excise.defenses.fine_purifying import empirical_fisher, indicator, smallest
 from excise.defenses.re_init import ReInit, reinitialise
 from excise.defenses.reject import Reject
 from excise.errors import CheckpointError, ConfigError, NeedsError
-from excise.layers import feed_forward, transformer_layers
+from excise.layers import feed_forward, lowest_layers, transformer_layers
 from excise.seeds import derive
 from excise.training import FitConfig
 from excise.victim import Victim
@@ -210,6 +210,8 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_toy(tmp_path / "roberta", "roberta")
     with pytest.raises(CheckpointError, match="is not what"):
         pretrained_body(str(tmp_path / "roberta"), toy_victim())
+    with pytest.raises(CheckpointError, match=r"is not what .*encoder\.layer\.1\.attention\S* is missing in one of them"):
+        pretrained_body(str(save_toy(tmp_path / "deeper")), lowest_layers(toy_victim(), 1))
     assert not any("classifier" in name for name in pretrained_body(str(save_toy(tmp_path / "bert")), toy_victim()))
 
 

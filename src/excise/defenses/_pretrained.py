@@ -31,15 +31,17 @@ def pretrained_body(source: str, victim: Victim) -> dict[str, Tensor]:
 
     Raises:
         NeedsError: No source is given.
-        CheckpointError: It is not of the suspect's architecture.
+        CheckpointError: It is not of the suspect's architecture; it may have neither more layers nor fewer.
     """
     theirs = dict(pretrained(source, victim).model.named_parameters())
     prefix = f"{victim.model.base_model_prefix}."
     mine = {name: parameter for name, parameter in victim.model.named_parameters() if name.startswith(prefix)}
-    body = {name: theirs[name].detach() for name in mine if name in theirs}
-    wrong = [name for name, parameter in mine.items() if name not in body or body[name].shape != parameter.shape]
-    if wrong:
-        raise CheckpointError(f"{source} is not what {victim.source or 'the suspect'} was made from: {wrong[0]} is missing or of another shape.")
+    body = {name: parameter.detach() for name, parameter in theirs.items() if name.startswith(prefix)}
+    shapes, wanted = ({name: parameter.shape for name, parameter in one.items()} for one in (body, mine))
+    if wrong := [name for name in wanted | shapes if shapes.get(name) != wanted.get(name)]:
+        raise CheckpointError(
+            f"{source} is not what {victim.source or 'the suspect'} was made from: {wrong[0]} is missing in one of them or of another shape."
+        )
     return body
 
 
