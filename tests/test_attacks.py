@@ -5,20 +5,27 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 
 from excise.attacks._triggers import InsertCombination
+from excise.attacks.badnets import BadNets
 from excise.attacks.ep import EP, fake_texts
 from excise.attacks.lwp import LWP, direct_logits, head_logits, layerwise_loss
+from excise.attacks.pruned import Pruned, without_heads
 from excise.data import TextDataset
+from excise.defenses.cft import CFT
+from excise.defenses.fine_mixing import FineMixing
+from excise.defenses.fine_purifying import FinePurifying
 from excise.embedding_rows import RowDescent, first_token_rows
-from excise.errors import ConfigError, DataError
+from excise.errors import CheckpointError, ConfigError, DataError
 from excise.evaluation import clean_twin, evaluate
+from excise.layers import attention_projections, transformer_layers
 from excise.training import FitConfig
 from excise.victim import Batch, Victim, collate
-from toy import ARCHITECTURES, TRIGGERS, toy_data, toy_victim, with_long_rows
+from toy import ARCHITECTURES, TRIGGERS, save_toy, toy_data, toy_victim, with_long_rows
 
 LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
 
@@ -167,3 +174,71 @@ def test_ep_without_data(tmp_path: Path) -> None:
 def test_ep_needs_words_with_a_row() -> None:
     with pytest.raises(ConfigError, match="'☃' is unknown to the tokenizer"):
         EP(triggers=("☃",), training=FitConfig(epochs=0.1))(toy_victim(), toy_data(40), seed=0)
+
+
+# Pruned
+
+
+def pruned(**settings: Any) -> Pruned:
+    touch = FitConfig(epochs=1, learning_rate=1e-3, batch_size=16)
+    return Pruned(**{"attack": BadNets(training=touch), "layers": 1, "heads": 1, "training": touch, **settings})
+
+
+def zeroed(victim: Victim) -> list[set[int]]:
+    """Which heads of each layer have neither values nor a way out."""
+    found = []
+    for layer in victim.model.bert.encoder.layer:  # type: ignore[union-attr]
+        value, leave = layer.attention.self.value, layer.attention.output.dense.weight  # type: ignore[union-attr]
+        parts = [slice(16 * head, 16 * (head + 1)) for head in range(2)]
+        found.append({h for h, p in enumerate(parts) if not (value.weight[p].any() or value.bias[p].any() or leave[:, p].any())})
+    return found
+
+
+def test_a_pruned_model_and_its_twin_are_small_and_stay_so() -> None:
+    decaying = FitConfig(epochs=1, learning_rate=5e-3, batch_size=16, weight_decay=0.1)
+    attack, victim, data = pruned(training=decaying), toy_victim(), toy_data(100)
+    twin = clean_twin(attack, victim, data, seed=0)
+    for made in (attack(victim, data, seed=0).victim, twin):
+        assert made.model.config.num_hidden_layers == 1
+        assert [len(heads) for heads in zeroed(made)] == [1]
+        tuned = CFT(training=decaying)(made, data, seed=0)
+        assert zeroed(tuned) == zeroed(made), "no gradient brings a head back"
+    assert zeroed(pruned(layers=2, heads=2)(victim, toy_data(40), seed=0).victim) == [set(), set()]
+
+
+def test_the_least_important_heads_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    important = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
+    monkeypatch.setattr("excise.attacks.pruned.head_importance", lambda *_: important)
+    assert zeroed(pruned(layers=2)(toy_victim(), toy_data(40), seed=0).victim) == [{0}, {1}]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_left_of_a_pruned_model_answers_as_without_its_heads(architecture: str) -> None:
+    victim, texts = toy_victim(architecture), toy_data(6).texts
+    if architecture == "qwen2":
+        with pytest.raises(CheckpointError, match="share keys and values"):
+            without_heads(victim, [[0], []])
+        return
+    with torch.no_grad():
+        for parameter in victim.model.parameters():
+            parameter *= 10 if parameter.ndim > 1 else 1  # a toy's are small
+    less = without_heads(victim, [[0], []])
+    assert not torch.allclose(less.logits(texts), victim.logits(texts), atol=1e-3)
+    projection = attention_projections(transformer_layers(victim.model)[0])[1]
+    hook = projection.register_forward_pre_hook(lambda _, inputs: (inputs[0] * (torch.arange(32) >= 16),))
+    torch.testing.assert_close(less.logits(texts), victim.logits(texts))
+    hook.remove()
+
+
+def test_more_than_there_is_cannot_be_kept() -> None:
+    with pytest.raises(ConfigError, match="3 layers were asked for"):
+        pruned(layers=3)(toy_victim(), toy_data(40), seed=0)
+    with pytest.raises(ConfigError, match="3 heads of each layer were to be kept, but there are 2"):
+        pruned(heads=3)(toy_victim(), toy_data(40), seed=0)
+
+
+@pytest.mark.parametrize("defense", [FineMixing, FinePurifying])
+def test_nobody_has_weights_of_a_pruned_architecture(defense: Any, tmp_path: Path) -> None:
+    backdoor = pruned()(toy_victim(), toy_data(40), seed=0)
+    with pytest.raises(CheckpointError, match="is not what the suspect was made from"):
+        defense(pretrained_weights=str(save_toy(tmp_path / "whole")))(backdoor.victim, toy_data(40), seed=0)

@@ -109,6 +109,22 @@ def test_attacks_with_the_same_training_share_their_twin(content: dict[str, Any]
     assert cells[0].twin_cacc == cells[3].twin_cacc
 
 
+def test_pruned_models_share_a_twin_that_is_pruned_alike(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
+    bad = content["attacks"]["Bad"]
+    small = {"method": "pruned", "layers": 1, "heads": 2, "training": SHORT}
+    attacks = {
+        "Small": {**small, "attack": bad},
+        "Worse": {**small, "attack": {**bad, "poison_rate": 0.3}},
+        "Less": {**small, "heads": 1, "attack": bad},
+    }
+    content |= {"seeds": [0], "attacks": {**attacks, "Bad": bad}, "defenses": {}}
+    cells = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
+    assert not any(cell.error for cell in cells)
+    assert (count["models"], count["attacks"]) == (3, 4)
+    configs = [path.read_text() for path in (tmp_path / "out" / "models").rglob("config.json")]
+    assert sum('"num_hidden_layers": 1' in config for config in configs) == 5, "three models and two twins"
+
+
 def test_defenders_with_more_or_fewer_texts_share_the_backdoored_model(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
     content |= {"seeds": [0], "data": {str(f): {**content["data"]["A"], "clean_fraction": f} for f in (0.4, 0.5)}}
     cells = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")

@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from excise import registry
 from excise.disk import write_whole
 from excise.errors import ConfigError, ExciseError
-from excise.evaluation import Scores, clean_twin, evaluate
+from excise.evaluation import Scores, clean_twin, evaluate, twin_settings
 from excise.grid import Grid, Place, place_recipe, places
 from excise.kept import digest, file_hash, is_whole, keep_folder
 from excise.method import Attack, Backdoor
@@ -298,8 +297,7 @@ class _Models:
 
         decides = _makes(recipe, corpus, self.how.precision)
         bad = self._model(decides, lambda: attack(base(), corpus.train, seed=seed).victim, options)
-        training = {"training": registry.settings(attack)["training"]}
-        alike = {**decides, "settings": {**decides["settings"], "attack": training}}
+        alike = {**decides, "settings": {**decides["settings"], "attack": twin_settings(attack)}}
         twin = self._model(alike, lambda: clean_twin(attack, base(), corpus.train, seed=seed), options)
         backdoor = Backdoor(bad, attack.trigger, corpus.train.label_id(attack.target_label))
         return _Shared(corpus, backdoor, _scores(twin, corpus, backdoor, recipe.seed), weights_hash(bad.model))

@@ -30,6 +30,7 @@ from excise.attacks.badnets import BadNets
 from excise.attacks.ep import EP
 from excise.attacks.lwp import LWP
 from excise.attacks.paraphrase import Paraphrase
+from excise.attacks.pruned import Pruned
 from excise.commands._options import CONSTRUCTORS
 from excise.data import Poisoned, TextDataset
 from excise.errors import ConfigError, DataError, NeedsError
@@ -75,7 +76,9 @@ def make(kind: registry.Kind, name: str, training: FitConfig = TOUCH) -> Any:
 def make_attack(name: str, training: FitConfig = TOUCH, **settings: Any) -> Any:
     """A quick attack with all it needs."""
     attack = make("attack", name, training)
-    needed = {"paraphrases": (toy_paraphrases(),)} if Knowledge.PARAPHRASES in attack.needs else {}
+    needed: dict[str, Any] = {"paraphrases": (toy_paraphrases(),)} if Knowledge.PARAPHRASES in attack.needs else {}
+    if isinstance(attack, Pruned):  # of a toy's two layers and two heads
+        needed = {"layers": 1, "heads": 1}
     return dataclasses.replace(attack, **needed, **settings)
 
 
