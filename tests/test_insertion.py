@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from excise.defenses.virtual_tokens import Population, VirtualTokens, ascended, kept_answers
+from excise.defenses.virtual_tokens import kept_answers
 from excise.insertion import embeddings_replaced, inserted, places, together
-from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Batch, Victim, collate
-from toy import ARCHITECTURES, toy_data, toy_victim
+from toy import ARCHITECTURES, toy_victim
 
 FILLER = 7
 
@@ -69,60 +68,8 @@ def test_two_batches_together_are_read_as_apart() -> None:
         assert torch.allclose(victim.model(**both.inputs).logits, apart, atol=1e-5)
 
 
-def test_ascent_follows_the_gradient_up_to_a_length() -> None:
-    random = np.random.default_rng(0)
-    vectors, gradient = random.normal(size=(2, 3, 2, 5))
-    gradient[0, 0] = 0
-    moved = ascended(torch.tensor(vectors), torch.tensor(gradient), 0.5, 2.0).numpy()
-    for member in range(3):
-        for token in range(2):
-            g = gradient[member, token]
-            there = vectors[member, token] + (0.5 * g / np.linalg.norm(g) if g.any() else 0)
-            assert moved[member, token] == pytest.approx(there * min(1, 2 / np.linalg.norm(there)))
-
-
 def test_kept_answers_are_a_divergence() -> None:
     wanted, given = torch.tensor([[2.0, -1.0], [0.0, 0.5]]), torch.tensor([[1.0, 0.0], [0.3, 0.1]])
     p, q = (np.exp(z / 3) / np.exp(z / 3).sum(axis=1, keepdims=True) for z in (wanted.numpy(), given.numpy()))
     assert kept_answers(wanted, given, temperature=3).item() == pytest.approx(9 * (p * np.log(p / q)).sum(axis=1).mean(), rel=1e-4)
     assert kept_answers(wanted, wanted, temperature=3).item() == pytest.approx(0, abs=1e-7)
-
-
-@pytest.mark.parametrize("labels", [2, 5])
-def test_members_aim_at_other_labels_and_get_closer_to_them(labels: int) -> None:
-    data = toy_data(60, labels=labels)
-    learn = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
-    victim = fit(toy_victim(labels=labels), data, loss=classification_loss, config=learn, seed=0)
-    chosen = VirtualTokens(tokens=2, population=5, life=1000)
-    population = Population(chosen, victim, Random(0))
-    assert set(population.targets) == set(range(labels))
-    batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
-    members = population.assign(batch.labels)
-    assert all(population.targets[member] != label for member, label in zip(members.tolist(), data.labels, strict=True))
-
-    def reached() -> float:
-        where = torch.ones(60, 2, dtype=torch.long)
-        stamped, is_new = inserted(batch, where, FILLER)
-        with torch.no_grad(), embeddings_replaced(victim.model, is_new, population.vectors[members].flatten(0, 1)):
-            shares = victim.model(**stamped.inputs).logits.softmax(dim=1)
-        return shares.gather(1, torch.tensor(population.targets)[members][:, None]).mean().item()
-
-    before, weights = reached(), {name: value.clone() for name, value in victim.model.state_dict().items()}
-    for _ in range(15):
-        population.ascend(victim, batch)
-    assert reached() > before + 0.05
-    assert (population.vectors.norm(dim=-1) <= population.longest * (1 + 1e-5)).all()
-    assert all(torch.equal(value, weights[name]) for name, value in victim.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in victim.model.parameters())
-
-
-def test_members_are_drawn_anew_when_they_are_old() -> None:
-    victim, data = toy_victim(), toy_data(60)
-    population = Population(VirtualTokens(population=4, life=3), victim, Random(0))
-    batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
-    ages = []
-    for _ in range(7):
-        population.ascend(victim, batch)
-        ages.append(list(population.ages))
-    assert all(age < 3 for step in ages for age in step)
-    assert {age for step in ages for age in step} == {0, 1, 2}

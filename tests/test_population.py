@@ -1,0 +1,81 @@
+"""Virtual tokens go where they are pushed, are never long and never old."""
+
+from __future__ import annotations
+
+import inspect
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from excise.defenses.virtual_tokens import VirtualTokens
+from excise.insertion import embeddings_replaced, inserted
+from excise.population import Population, ascended
+from excise.training import FitConfig, classification_loss, fit
+from excise.victim import Batch, Victim, collate
+from toy import toy_data, toy_victim
+
+FILLER = 7
+
+
+def batch_of(victim: Victim, texts: tuple[str, ...]) -> Batch:
+    return Batch(collate(victim.tokenizer, victim.encode(texts)), torch.zeros(len(texts), dtype=torch.long))
+
+
+def test_ascent_follows_the_gradient_up_to_a_length() -> None:
+    random = np.random.default_rng(0)
+    vectors, gradient = random.normal(size=(2, 3, 2, 5))
+    gradient[0, 0] = 0
+    moved = ascended(torch.tensor(vectors), torch.tensor(gradient), 0.5, 2.0).numpy()
+    for member in range(3):
+        for token in range(2):
+            g = gradient[member, token]
+            there = vectors[member, token] + (0.5 * g / np.linalg.norm(g) if g.any() else 0)
+            assert moved[member, token] == pytest.approx(there * min(1, 2 / np.linalg.norm(there)))
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_members_aim_at_other_labels_and_get_closer_to_them(labels: int) -> None:
+    data = toy_data(60, labels=labels)
+    learn = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
+    victim = fit(toy_victim(labels=labels), data, loss=classification_loss, config=learn, seed=0)
+    population = Population(victim, Random(0), tokens=2, members=5, life=1000)
+    assert set(population.targets) == set(range(labels))
+    batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
+    members = population.assign(batch.labels)
+    assert all(population.targets[member] != label for member, label in zip(members.tolist(), data.labels, strict=True))
+
+    def reached() -> float:
+        where = torch.ones(60, 2, dtype=torch.long)
+        stamped, is_new = inserted(batch, where, FILLER)
+        with torch.no_grad(), embeddings_replaced(victim.model, is_new, population.vectors[members].flatten(0, 1)):
+            shares = victim.model(**stamped.inputs).logits.softmax(dim=1)
+        return shares.gather(1, torch.tensor(population.targets)[members][:, None]).mean().item()
+
+    before, weights = reached(), {name: value.clone() for name, value in victim.model.state_dict().items()}
+    for _ in range(15):
+        population.ascend(victim, batch)
+    assert reached() > before + 0.05
+    assert (population.vectors.norm(dim=-1) <= population.longest * (1 + 1e-5)).all()
+    assert all(torch.equal(value, weights[name]) for name, value in victim.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in victim.model.parameters())
+
+
+def test_members_are_drawn_anew_when_they_are_old() -> None:
+    victim, data = toy_victim(), toy_data(60)
+    population = Population(victim, Random(0), members=4, life=3)
+    batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
+    ages = []
+    for _ in range(7):
+        population.ascend(victim, batch)
+        ages.append(list(population.ages))
+    assert all(age < 3 for step in ages for age in step)
+    assert {age for step in ages for age in step} == {0, 1, 2}
+
+
+def test_a_population_is_by_default_what_the_defense_has() -> None:
+    """Who attacks with it means the defense that is there."""
+    usual = {name: value.default for name, value in inspect.signature(Population).parameters.items() if value.kind is value.KEYWORD_ONLY}
+    defense = VirtualTokens()
+    assert usual == {**{name: getattr(defense, name) for name in usual if name != "members"}, "members": defense.population}
