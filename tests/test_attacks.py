@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from excise.attacks._triggers import InsertCombination
+from excise.attacks.adaptive import Adaptive
 from excise.attacks.badnets import BadNets
 from excise.attacks.ep import EP, fake_texts
 from excise.attacks.lwp import LWP, direct_logits, head_logits, layerwise_loss
@@ -23,6 +25,7 @@ from excise.embedding_rows import RowDescent, first_token_rows
 from excise.errors import CheckpointError, ConfigError, DataError
 from excise.evaluation import clean_twin, evaluate
 from excise.layers import attention_projections, transformer_layers
+from excise.population import Population
 from excise.training import FitConfig
 from excise.victim import Batch, Victim, collate
 from toy import ARCHITECTURES, TRIGGERS, save_toy, toy_data, toy_victim, with_long_rows
@@ -242,3 +245,17 @@ def test_nobody_has_weights_of_a_pruned_architecture(defense: Any, tmp_path: Pat
     backdoor = pruned()(toy_victim(), toy_data(40), seed=0)
     with pytest.raises(CheckpointError, match="is not what the suspect was made from"):
         defense(pretrained_weights=str(save_toy(tmp_path / "whole")))(backdoor.victim, toy_data(40), seed=0)
+
+
+# Adaptive
+
+
+def test_the_adaptive_loss_is_the_sum_that_it_says() -> None:
+    victim = toy_victim()
+    batch = batch_of(victim, toy_data(12))
+    one, none, two = (Adaptive(weight=weight).loss(Population(victim, Random(3)))(victim, batch).item() for weight in (1, 0, 2))
+    assert none == pytest.approx(cross_entropy(victim.logits(toy_data(12).texts), batch.labels).item(), rel=1e-5)
+    population = Population(victim, Random(3))
+    population.ascend(victim, batch)
+    with_token = cross_entropy(population.answers(victim, batch)[0], batch.labels).item()
+    assert (one - none, two - none) == pytest.approx((with_token, 2 * with_token), rel=1e-5)
