@@ -144,6 +144,18 @@ def test_another_model_in_the_same_folder_is_another_model(content: dict[str, An
     assert all(cell.error for cell in again), "nothing of the old model is used"
 
 
+def test_other_paraphrases_in_the_same_file_are_another_attack(content: dict[str, Any], tmp_path: Path) -> None:
+    said = tmp_path / "said.csv"
+    attack = {"method": "paraphrase", "paraphrases": [str(said)], "training": SHORT}
+    keys = []
+    for how in ("so", "thus"):
+        said.write_text("text,source_text\n" + "".join(f"{how} {text},{text}\n" for text in toy_data(80).texts))
+        grid = load_grid(written(content | {"attacks": {"Said": attack}, "seeds": [0], "defenses": {}}, tmp_path))
+        recipe = place_recipe(grid, places(grid)[0])
+        keys.append(bench.cell_key(recipe, bench.load_corpus(recipe), "fp32"))
+    assert keys[0] != keys[1]
+
+
 def test_sources_and_seeds_can_be_given_from_outside(content: dict[str, Any], tmp_path: Path) -> None:
     mine, ours = (str(write_csv(tmp_path / name, toy_data(80))) for name in ("mine.csv", "ours.csv"))
     grid = load_grid(written(content, tmp_path), train=mine, test=ours, seeds=(7,))

@@ -256,7 +256,8 @@ def _decides(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
     settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "defenses")}
     texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
     arithmetic = {"precision": precision, "versions": _versions()}
-    return {"bench": VERSION, "settings": settings, "texts": texts, "base": _local(recipe.model), **arithmetic}
+    files = {**_local(recipe.model), **_local(settings["attack"])}
+    return {"bench": VERSION, "settings": settings, "texts": texts, "base": files, **arithmetic}
 
 
 def _versions() -> dict[str, str]:
@@ -297,7 +298,7 @@ class _Models:
 
         decides = _makes(recipe, corpus, self.how.precision)
         bad = self._model(decides, lambda: attack(base(), corpus.train, seed=seed).victim, options)
-        alike = {**decides, "settings": {**decides["settings"], "attack": twin_settings(attack)}}
+        alike = {**decides, "base": _local(recipe.model), "settings": {**decides["settings"], "attack": twin_settings(attack)}}
         twin = self._model(alike, lambda: clean_twin(attack, base(), corpus.train, seed=seed), options)
         backdoor = Backdoor(bad, attack.trigger, corpus.train.label_id(attack.target_label))
         return _Shared(corpus, backdoor, _scores(twin, corpus, backdoor, recipe.seed), weights_hash(bad.model))
