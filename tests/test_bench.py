@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from excise import bench
+from excise import bench, canaries
+from excise.attacks._triggers import InsertWords
 from excise.attacks.badnets import BadNets
-from excise.bench import Cell, run_grid
+from excise.bench import Cell, kept_cells, run_grid
 from excise.cli import main
 from excise.errors import ConfigError, DataError, NeedsError
 from excise.grid import Grid, load_grid, place_recipe, places
+from excise.kept import digest
+from excise.metrics import Rate
 from excise.recipes import shipped_recipes
-from excise.reports.grid import HEADINGS, csv_table, latex_table, markdown_table, table_rows, terminal_table
-from excise.result import Measured
+from excise.reports.figures import correlation, estimate_figure
+from excise.reports.grid import HEADINGS, Estimate, csv_table, estimates, latex_table, markdown_table, table_rows, terminal_table
+from excise.result import CanaryRow, Measured
 from toy import save_toy, toy_data, write_csv
 
 SHORT = {"epochs": 1, "learning_rate": 1e-3}
@@ -257,12 +263,11 @@ def test_a_wrong_grid_is_refused_whole(change: dict[str, Any], error: type[Excep
 # The table
 
 
+def share(hits: int) -> Measured:
+    return Measured.of(Rate(hits, 100))
+
+
 def cell(defense: str, seed: int, asr: int, *, floor: int = 10, cacc: int = 90) -> Cell:
-    def share(hits: int) -> Measured:
-        from excise.metrics import Rate
-
-        return Measured.of(Rate(hits, 100))
-
     return Cell(
         key="k",
         data="A|B",
@@ -338,6 +343,90 @@ def test_every_form_of_the_table_holds_every_line() -> None:
     latex = latex_table(lines)
     assert r"A|B & Bad\_1 & =Fix & 2 & 85.0 (80.0-90.0)" in latex
     assert latex.count(r"\\") == 3
+
+
+# Canaries
+
+
+def canary(floor: int, before: int, after: int) -> CanaryRow:
+    return CanaryRow(name="c", words=("cf",), target_label="positive", floor=share(floor), before=share(before), after=share(after))
+
+
+def test_an_estimate_is_what_is_left_of_canaries_that_took() -> None:
+    plain = cell("Fix", 0, 30)
+    assert plain.estimate is None
+    took, not_took = canary(10, 99, 25), canary(40, 45, 90)
+    assert plain.model_copy(update={"canaries": (took, not_took)}).estimate == pytest.approx(0.15)
+    assert plain.model_copy(update={"canaries": (took, canary(0, 90, 5))}).estimate == pytest.approx(0.10)
+    assert plain.model_copy(update={"canaries": (not_took,)}).estimate is None
+
+
+def test_estimates_stand_beside_the_truth_where_there_was_something_to_repair() -> None:
+    none, fixed = cell("none", 0, 99), cell("Fix", 0, 30).model_copy(update={"canaries": (canary(10, 99, 25),)})
+    weak = [cell("none", 1, 14), fixed.model_copy(update={"seed": 1})]
+    planted_nothing = {"settings": {"attack": {"poison_rate": 0}}, "attack": "Clean"}
+    clean = [one.model_copy(update=planted_nothing) for one in (none, fixed)]
+    found = estimates([none, fixed, cell("Other", 0, 20), *weak, *clean])
+    assert [one.defense for one in found] == ["Fix"]
+    assert found[0][1:] == pytest.approx((0.15, 0.20))
+
+
+def test_the_correlation_is_drawn_and_said() -> None:
+    found = [Estimate(f"<D{i % 2}>", i / 10, [0.0, 0.3, 0.2, 0.5][i]) for i in range(4)]
+    wanted = np.corrcoef([one.estimate for one in found], [one.truth for one in found])[0, 1]
+    assert f"4 cells: Pearson's r = {wanted:.2f} (" in correlation(found)
+    drawn = estimate_figure(found).decode()
+    assert f"r = {wanted:.2f}" in drawn
+    assert "&lt;D0&gt;" in drawn
+    for few in (found[:3], [one._replace(truth=0.1) for one in found]):
+        assert "no correlation" in correlation(few)
+        assert estimate_figure(few).startswith(b"<?xml")
+
+
+def test_cells_keep_what_is_left_of_canaries(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted: list[Any] = []
+
+    def plant(suspect: Any, data: Any, *, seed: int) -> Any:
+        planted.append((suspect, data, seed))
+        return canaries.Planted(suspect, suspect, (canaries.Canary("BadNets", InsertWords(words=("zq",)), 0),))
+
+    monkeypatch.setattr(bench, "plant", plant)
+    path = written(content | {"seeds": [0]}, tmp_path)
+    plain = run_grid(load_grid(path), tmp_path / "out")
+    assert not planted
+    grid = load_grid(written(content | {"seeds": [0], "canaries": True}, tmp_path))
+    cells = run_grid(grid, tmp_path / "out")
+    assert not any(cell.error for cell in cells)
+    assert len(planted) == 1, "the copy is shared"
+    assert [len(cell.canaries or ()) for cell in cells] == [0, 1, 1]
+    assert [one.key == other.key for one, other in zip(plain, cells, strict=True)] == [True, False, False]
+    assert [(c.cacc, c.asr) for c in cells] == [(c.cacc, c.asr) for c in plain], "the repair of the suspect is the same"
+    assert run_grid(grid, tmp_path / "out") == cells
+    assert kept_cells(grid, tmp_path / "out") == cells
+
+
+def test_the_command_draws_what_canaries_foretold(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = [
+        cell("none", 0, 99),
+        *(cell(f"Fix {i}", 0, 20 + 9 * i).model_copy(update={"canaries": (canary(5, 99, 7 + 8 * i),)}) for i in range(4)),
+    ]
+    monkeypatch.setattr(bench, "kept_cells", lambda *_: measured)
+    assert main(["bench", str(written(content, tmp_path)), "--out", str(tmp_path / "out"), "--no-run"]) == 0
+    assert "Canaries and the truth, 4 cells: Pearson's r = 1.00" in " ".join(capsys.readouterr().out.split())
+    assert "Fix 3" in (tmp_path / "out" / "toy-canaries.svg").read_text()
+    monkeypatch.setattr(bench, "kept_cells", lambda *_: measured[:1])
+    assert main(["bench", str(written(content, tmp_path)), "--out", str(tmp_path / "other"), "--no-run"]) == 0
+    assert not list((tmp_path / "other").glob("*.svg"))
+
+
+def test_cells_of_before_there_were_canaries_are_known(tmp_path: Path) -> None:
+    plain = cell("Fix", 0, 30).model_dump(exclude={"digest", "canaries"}, mode="json")
+    path = tmp_path / "cells" / "k.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**plain, "digest": digest(plain)}))
+    assert bench._kept(tmp_path, "k") == cell("Fix", 0, 30).sealed()
 
 
 # The command

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from excise.metrics import Rate, asr, auroc, auroc_interval, cacc, wilson_interval
+from excise.metrics import Rate, asr, auroc, auroc_interval, cacc, pearson, wilson_interval
 
 LABELS = st.integers(0, 4)
 PAIRS = st.lists(st.tuples(LABELS, LABELS), min_size=1, max_size=60)
@@ -88,3 +89,18 @@ def test_the_interval_of_an_auroc_holds_it_and_mirrors(area: float, positives: i
     assert area - 1e-9 <= high <= 1
     mirrored = auroc_interval(1 - area, positives, negatives)
     assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-6)
+
+
+def test_the_correlation_and_its_interval_are_scipy_s() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    random = np.random.default_rng(0)
+    for n in (4, 12, 60):
+        one = random.normal(size=n)
+        other = one + random.normal(size=n)
+        expected = stats.pearsonr(one, other)
+        interval = expected.confidence_interval(0.95)
+        assert pearson(one.tolist(), other.tolist()) == pytest.approx((expected.statistic, interval.low, interval.high))
+    assert pearson([1, 2, 3, 4], [-2, -4, -6, -8]) == pytest.approx((-1, -1, -1))
+    for bad in (([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, 4], [1, 2, 3])):
+        with pytest.raises(ValueError, match="at least four pairs"):
+            pearson(*bad)

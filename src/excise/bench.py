@@ -9,26 +9,29 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from excise.canaries import Planted, plant, trial_rows, try_all
 from excise.disk import write_whole
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate, twin_settings
 from excise.grid import Grid, Place, place_recipe, places
 from excise.kept import digest, file_hash, is_whole, keep_folder
-from excise.method import Attack, Backdoor
+from excise.method import Attack, Backdoor, Defense
 from excise.pipeline import Corpus, load_corpus, method_notes, with_training_set
 from excise.progress import noting, report, stage
 from excise.provenance import checkpoint_hashes
 from excise.recipe import Recipe
-from excise.result import Measured
+from excise.result import CanaryRow, Measured
 from excise.resume import going_on, weights_hash
 from excise.seeds import derive
 from excise.victim import Precision, Victim, default_device, resolve_precision
@@ -60,6 +63,8 @@ class Cell(BaseModel):
     precision: str | None = None
     suspect: str | None = None
     """The hash of the backdoored model's weights; another machine's bits differ, and with them everything that is measured after it."""
+    canaries: tuple[CanaryRow, ...] | None = None
+    """What the same repair left of canaries in a copy of the suspect; None where that was not asked for."""
     notes: tuple[str, ...] = ()
     error: str | None = None
     digest: str = ""
@@ -69,9 +74,15 @@ class Cell(BaseModel):
         """Where in the grid it stands."""
         return Place(self.data, self.attack, self.defense, self.seed)
 
+    @property
+    def estimate(self) -> float | None:
+        """The ASR above the floor that is left of the canaries, mean over those that took; None if none did."""
+        left = [row.after.value - row.floor.value for row in self.canaries or () if row.before.surely_above(row.floor)]
+        return fmean(left) if left else None
+
     def sealed(self) -> Cell:
         """As its file has it: plain data, with the digest of everything else."""
-        plain = self.model_dump(exclude={"digest"}, mode="json")
+        plain = self.model_dump(exclude={"digest"} | ({"canaries"} if self.canaries is None else set()), mode="json")
         return Cell.model_validate({**plain, "digest": digest(plain)})
 
 
@@ -85,6 +96,13 @@ class _Shared:
     """What the clean twin scores."""
     suspect: str
     """The hash of the backdoored model's weights."""
+    seed: int
+    """The grid's."""
+
+    @cached_property
+    def planted(self) -> Planted:
+        """The backdoored model, and its copy with canaries."""
+        return plant(self.backdoor.victim, self.corpus.clean, seed=derive(self.seed, "canaries"))
 
 
 def run_grid(
@@ -207,13 +225,14 @@ class Group:
         """One cell; whatever goes wrong is written in it, so that the others are measured."""
         recipe = place_recipe(self.how.grid, place)
         try:
-            if cell_key(recipe, self.corpus, self.how.precision) != key:
+            canaries = self.how.grid.canaries
+            if cell_key(recipe, self.corpus, self.how.precision, canaries=canaries) != key:
                 raise ConfigError(f"The worker has {_versions()}, or checkpoints in the folders of the settings, that differ from the driver's.")
             with stage(str(place)):
                 if self.shared is None:
                     self.shared = _Models(self.how).shared(recipe, self.corpus)
                 with self.how.going_on(key):
-                    return _measure(place, key, recipe, self.shared).sealed()
+                    return _measure(place, key, recipe, self.shared, canaries=canaries).sealed()
         except Exception as error:
             return failed(self.how.grid, place, error)
 
@@ -236,7 +255,7 @@ def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | N
                 if (data, seed) not in corpora:
                     corpora = {name: corpus for name, corpus in corpora.items() if name[0] == data}
                     corpora[data, seed] = load_corpus(recipe)
-                keys[place] = cell_key(recipe, corpora[data, seed], precision)
+                keys[place] = cell_key(recipe, corpora[data, seed], precision, canaries=grid.canaries)
             except Exception as error:
                 found.append(failed(grid, place, error))
                 continue
@@ -246,10 +265,11 @@ def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | N
         yield (Work(corpora[data, seed], keys) if keys else None), found
 
 
-def cell_key(recipe: Recipe, corpus: Corpus, precision: str) -> str:
+def cell_key(recipe: Recipe, corpus: Corpus, precision: str, *, canaries: bool = False) -> str:
     """The hash of all that decides a cell: every setting, the texts themselves, the arithmetic, and the versions that compute."""
     defenses = recipe.settings()["defenses"]
-    return digest({**_decides(recipe, corpus, precision), "defenses": defenses, "local": _local(defenses)})
+    asked = {"canaries": True} if canaries and defenses else {}
+    return digest({**_decides(recipe, corpus, precision), "defenses": defenses, "local": _local(defenses), **asked})
 
 
 def _decides(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
@@ -301,7 +321,7 @@ class _Models:
         alike = {**decides, "base": _local(recipe.model), "settings": {**decides["settings"], "attack": twin_settings(attack)}}
         twin = self._model(alike, lambda: clean_twin(attack, base(), corpus.train, seed=seed), options)
         backdoor = Backdoor(bad, attack.trigger, corpus.train.label_id(attack.target_label))
-        return _Shared(corpus, backdoor, _scores(twin, corpus, backdoor, recipe.seed), weights_hash(bad.model))
+        return _Shared(corpus, backdoor, _scores(twin, corpus, backdoor, recipe.seed), weights_hash(bad.model), recipe.seed)
 
     def _model(self, decides: Mapping[str, Any], make: Callable[[], Victim], options: Mapping[str, Any]) -> Victim:
         """From its folder if it is there whole, otherwise made, and kept."""
@@ -316,16 +336,18 @@ class _Models:
         return victim
 
 
-def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
+def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared, *, canaries: bool) -> Cell:
     begun = time.monotonic()
     backdoor, defended = shared.backdoor, shared.backdoor.victim
     notes: list[str] = []
-    for defense in recipe.defenses:
-        repair = with_training_set(defense, recipe.attack, shared.corpus.train, seed=derive(recipe.seed, "attack"))
+    repairs = [with_training_set(d, recipe.attack, shared.corpus.train, seed=derive(recipe.seed, "attack")) for d in recipe.defenses]
+    for repair in repairs:
         with noting(notes):
             defended = repair(backdoor.victim, shared.corpus.clean, seed=derive(recipe.seed, "defense"))
-        notes += method_notes(defense)
+        notes += method_notes(repair)
     seconds = time.monotonic() - begun
+    with noting(notes):
+        left = _left_of_canaries(repairs, shared) if canaries and repairs else None
     scores, floor = _scores(defended, shared.corpus, backdoor, recipe.seed), shared.floor
     found = {name: Measured.of(rate) for name, rate in vars(scores).items() if rate is not None}
     return Cell(
@@ -336,10 +358,18 @@ def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared) -> Cell:
         seconds=round(seconds, 1),
         precision=defended.precision,
         suspect=shared.suspect,
+        canaries=left,
         notes=tuple(note.removeprefix(f"{place}: ") for note in notes),
         **found,
         **vars(place),
     )
+
+
+def _left_of_canaries(repairs: Sequence[Defense], shared: _Shared) -> tuple[CanaryRow, ...]:
+    """What is left of each canary when its copy of the suspect is repaired alike; the test texts are those of the cell."""
+    with stage("canaries"):
+        trials = try_all(repairs, shared.planted, shared.corpus.clean, shared.corpus.test, seed=derive(shared.seed, "canaries"))
+    return trial_rows(trials, shared.corpus.train.label_names)[0].canaries
 
 
 def _scores(victim: Victim, corpus: Corpus, backdoor: Backdoor, seed: int) -> Scores:

@@ -33,6 +33,8 @@ class Grid(Settings):
     """Without 'none', which is always measured."""
     model: str = "default"
     seeds: tuple[int, ...] = (0, 1, 2)
+    canaries: bool = False
+    """Let every defense repair a copy of each model with canaries too, and keep what is left of those: what a user could know of the repair."""
     paper: dict[str, dict[str, tuple[float | None, float]]] | None = None
     """attack -> defense -> the paper's (CACC, ASR) in per cent, shown beside ours; a CACC that it does not give is null."""
 

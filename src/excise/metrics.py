@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import atanh, sqrt, tanh
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Rate", "asr", "auroc", "auroc_interval", "cacc", "mean_interval", "wilson_interval"]
+__all__ = ["Rate", "asr", "auroc", "auroc_interval", "cacc", "mean_interval", "pearson", "wilson_interval"]
 
 
 class Rate(NamedTuple):
@@ -145,3 +145,30 @@ def asr(predictions: Sequence[int], labels: Sequence[int], target_label: int) ->
     """
     pairs = [(p, y) for p, y in zip(predictions, labels, strict=True) if y != target_label]
     return Rate(sum(p == target_label for p, _ in pairs), len(pairs))
+
+
+def pearson(one: Sequence[float], other: Sequence[float], z: float = 1.959963984540054) -> tuple[float, float, float]:
+    """(Pearson's correlation, lower and upper end of its interval by Fisher's z).
+
+    Args:
+        one: Values, at least four.
+        other: As many values, pair by pair.
+        z: The normal quantile; the default gives 95 %.
+
+    Raises:
+        ValueError: There are fewer than four pairs, or all values of one side are equal.
+
+    Example:
+        >>> [round(value, 3) for value in pearson([1, 2, 3, 4, 5], [2, 1, 4, 3, 5])]
+        [0.8, -0.279, 0.986]
+
+    Reference:
+        Fisher (1921), On the "probable error" of a coefficient of correlation deduced from a small sample.
+    """
+    if len(one) != len(other) or len(one) < 4 or 0 in (np.ptp(one), np.ptp(other)):
+        raise ValueError(f"{len(one)} and {len(other)} values: need at least four pairs, and values that differ")
+    found = min(1.0, max(-1.0, float(np.corrcoef(one, other)[0, 1])))
+    if abs(found) == 1:
+        return found, found, found
+    margin = z / sqrt(len(one) - 3)
+    return found, tanh(atanh(found) - margin), tanh(atanh(found) + margin)

@@ -63,7 +63,8 @@ def run(options: Options, console: Console) -> None:
     from excise.disk import write_whole
     from excise.grid import load_grid, places
     from excise.kept import clear_leftovers
-    from excise.reports.grid import csv_table, latex_table, markdown_table, scores, table_rows, terminal_table
+    from excise.reports.figures import correlation, estimate_figure
+    from excise.reports.grid import csv_table, estimates, latex_table, markdown_table, scores, table_rows, terminal_table
 
     spread = _spread(options)
     path = find_recipe(options.grid, folder="grids")
@@ -91,6 +92,9 @@ def run(options: Options, console: Console) -> None:
     console.show(terminal_table(rows))
     for name, text in (("md", markdown_table(rows)), ("csv", csv_table(rows)), ("tex", latex_table(rows))):
         write_whole(options.out / f"{grid.name}.{name}", text)
+    if found := estimates(cells):
+        console.say(f"Canaries and the truth, {correlation(found)}.")
+        write_whole(options.out / f"{grid.name}-canaries.svg", estimate_figure(found).decode())
     if any(cell.error for cell in cells):
         raise ExciseError(f"{sum(bool(cell.error) for cell in cells)} of {len(cells)} cells failed; run it again to retry them.")
 

@@ -17,15 +17,28 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from excise.errors import printable
+from excise.metrics import pearson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from excise.reports.grid import Estimate
     from excise.result import AttentionMaps, Attribution, LossRow, Measured, Projection
     from excise.scan_result import LayerProbe
 
-__all__ = ["Format", "attention_figure", "curve_figure", "head_figure", "layer_figure", "loss_figure", "probe_figure", "projection_figure"]
+__all__ = [
+    "Format",
+    "attention_figure",
+    "correlation",
+    "curve_figure",
+    "estimate_figure",
+    "head_figure",
+    "layer_figure",
+    "loss_figure",
+    "probe_figure",
+    "projection_figure",
+]
 
 Format = Literal["png", "svg"]
 
@@ -292,6 +305,32 @@ def _shares(axes: Axes, places: Sequence[int], shares: Sequence[Measured], look:
     axes.fill_between(places, low, high, color=COLOURS[look], alpha=0.2, linewidth=0)
     axes.plot(places, middle, color=COLOURS[look], marker=MARKERS[look], markersize=4.5, label=label)
     axes.locator_params(axis="x", integer=True)
+
+
+# Canaries
+
+
+def estimate_figure(found: Sequence[Estimate], format: Format = "svg") -> bytes:
+    """What canaries said of repairs against what was true, a point a cell, a colour and marker a defense, with the correlation."""
+    names = list(dict.fromkeys(one.defense for one in found))
+    with _drawing(5.2, 4.6 + 0.2 * (len(names) // 3)) as figure:
+        axes = figure.subplots()
+        for i, name in enumerate(names):
+            points = [(100 * one.estimate, 100 * one.truth) for one in found if one.defense == name]
+            axes.scatter(*zip(*points, strict=True), label=_label(name, 24), **_look(i, triggered=False))
+        axes.axline((0, 0), slope=1, color=SOFT, linewidth=0.8, linestyle=":")
+        axes.set(xlabel="canaries: ASR above the floor, points", ylabel="true backdoor: ASR above the floor, points", title=correlation(found))
+        figure.legend(loc="outside lower center", ncols=min(3, len(names)))
+        return _rendered(figure, format)
+
+
+def correlation(found: Sequence[Estimate]) -> str:
+    """How well canaries foretell, in words."""
+    try:
+        value, low, high = pearson([one.estimate for one in found], [one.truth for one in found])
+    except ValueError:
+        return f"{len(found)} cells: no correlation can be given"
+    return f"{len(found)} cells: Pearson's r = {value:.2f} ({low:.2f} to {high:.2f}, 95 % by Fisher's z)"
 
 
 # What all have in common

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from excise.bench import Cell
     from excise.result import Measured
 
-__all__ = ["Line", "csv_table", "latex_table", "markdown_rows", "markdown_table", "scores", "table_rows", "terminal_table"]
+__all__ = ["Estimate", "Line", "csv_table", "estimates", "latex_table", "markdown_rows", "markdown_table", "scores", "table_rows", "terminal_table"]
 
 NONE = "none"
 FORMULA = ("=", "+", "-", "@", "|", "%")
@@ -72,6 +72,21 @@ def table_rows(cells: Sequence[Cell], paper: Mapping[str, Mapping[str, tuple[flo
         paper_cacc, paper_asr = ("" if value is None else f"{value:.2f}" for value in theirs) if theirs else ("", "")
         lines.append(Line(data, attack, defense, str(len(scored)), cacc, asr, floor, flip, paper_cacc, paper_asr, "; ".join(notes)))
     return lines
+
+
+class Estimate(NamedTuple):
+    """What canaries said of one repair, and what was true; ASR above the floor, in [-1, 1]."""
+
+    defense: str
+    estimate: float
+    truth: float
+
+
+def estimates(cells: Sequence[Cell]) -> list[Estimate]:
+    """Of every cell with canaries that took, where there was a backdoor to repair."""
+    undefended = {(cell.data, cell.attack, cell.seed): cell for cell in cells if cell.defense == NONE}
+    backdoored = [cell for cell in cells if not _is_clean(cell) and _is_backdoored(undefended.get((cell.data, cell.attack, cell.seed)))]
+    return [Estimate(c.defense, c.estimate, c.asr.value - c.floor.value) for c in backdoored if c.estimate is not None and c.asr and c.floor]
 
 
 def scores(cell: Cell) -> str:
