@@ -33,7 +33,7 @@ class Unlearn(Defense):
     """Words and phrases that a scan recovered; --from-scan fills them in."""
     copies: Annotated[int, Ge(1)] = 1
     """Times that each text is shown with a trigger in an epoch."""
-    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, learning_rate=5e-5))
+    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=4, learning_rate=5e-5))
     """The fine-tuning."""
 
     def __post_init__(self) -> None:
