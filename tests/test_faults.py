@@ -101,3 +101,36 @@ def test_a_damaged_parquet_file_is_bad_data(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1" + b"\x00" * 40 + b"\x05\x00\x00\x00PAR1")
     with pytest.raises(data_files.DataError, match=r"texts\.parquet"):
         data_files.read_file(path)
+
+
+@pytest.mark.parametrize("command", ["scan", "evaluate"])
+def test_a_reader_that_goes_away_changes_no_answer(command: str, tmp_path: Path) -> None:
+    """`excise scan ... | head -1` in a pipeline: the exit code is that of a scan that was made, not 1 for a backdoor or 0 for none."""
+    model, data = save_toy(tmp_path / "model"), write_csv(tmp_path / "texts.csv", toy_data(60))
+    words = [command, str(model), "--data", str(data), "--out", str(tmp_path / "out")]
+    words += ["--scanners", "embedding_rows"] if command == "scan" else []
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as nobody_reads:
+        done = subprocess.run([sys.executable, "-m", "excise", *words], stdout=nobody_reads, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == {"scan": 2, "evaluate": 0}[command], "embedding_rows never decides"
+    assert not done.stderr
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_an_error_that_nobody_reads_is_no_finding(tmp_path: Path) -> None:
+    """An exception on the way out would end with 1, which says that a backdoor was found."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as nobody_reads:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        words = [sys.executable, "-m", "excise", "scan", str(tmp_path / "gone"), "--data", "x"]
+        assert subprocess.run(words, stdout=nobody_reads, stderr=nobody_reads, env=environment, check=False).returncode == 2
+
+
+def test_a_list_of_which_only_the_beginning_is_read_is_no_error(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as nobody_reads:
+        done = subprocess.run([sys.executable, "-m", "excise", "list"], stdout=nobody_reads, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

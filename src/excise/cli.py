@@ -74,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         with _terminable(), processes.taking_part():
-            return _dispatch(arguments)
+            code = _dispatch(arguments)
+            if sys.stdout:  # a shell can close it
+                sys.stdout.flush()
+            return code
     except ExciseError as error:
         if debug:
             raise
@@ -82,8 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         kept = "run it again to go on" if arguments[:1] in (["bench"], ["zoo"]) else str(stop) or "nothing was kept"
         return _fail(f"interrupted; {kept}.", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # of a list; commands that compute print through `Console`, which goes on
+        from excise.console import discard_output
+
+        discard_output()
         return 0
     except Exception as error:
         if debug:
@@ -313,5 +318,6 @@ def _terminable() -> Iterator[None]:
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
     which = f"process {index}: " if (index := processes.index()) else ""
-    print(f"excise: {which}{printable(line)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # an error that nobody reads is one all the same
+        print(f"excise: {which}{printable(line)}", file=sys.stderr, flush=True)
     return code

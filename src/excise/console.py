@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,11 +25,25 @@ if TYPE_CHECKING:
     from excise.result import Example, Result
     from excise.scan_result import ScanResult
 
-__all__ = ["Console"]
+__all__ = ["Console", "discard_output"]
 
 
 SHOWN_BARS = 8
 """With more tasks than this, the bars of finished ones go away."""
+
+
+class _Output(rich.console.Console):
+    """Standard output that nobody need read to the end: a command goes on, as its exit code and what it writes still count."""
+
+    def on_broken_pipe(self) -> None:
+        """What rich does here by itself is to end the process with 1, which says that a backdoor was found."""
+        self.quiet = True
+        discard_output()
+
+
+def discard_output() -> None:
+    """Send what is still printed nowhere, once nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Console:
@@ -35,7 +51,7 @@ class Console:
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
-        self.out = rich.console.Console(highlight=False, markup=False)
+        self.out = _Output(highlight=False, markup=False)
         if not self.out.is_terminal:
             self.out.width = max(self.out.width, 120)  # nothing is cut when output goes to a file
         self.bars: Bars | None = None
