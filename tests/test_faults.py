@@ -11,10 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from excise import data_files
 from excise.cli import main
 from toy import save_toy, toy_data, write_csv
+
+PANICS = '{"model": {"type": "BPE", "vocab": {"a": 1, "b": 0}, "merges": [["a", "a"]]}}'
+"""A tokenizer.json that stops its library."""
 
 
 @pytest.fixture
@@ -56,6 +60,15 @@ def test_memory_that_runs_out_is_told(
     monkeypatch.setattr("excise.defenses.cft.fit", fail)
     assert main(command) == 2
     assert "Memory ran out" in capsys.readouterr().err
+
+
+def test_a_library_that_panics_is_an_error_and_no_finding(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tokenizers library stops with an exception that is no `Exception`; uncaught, it would end with 1."""
+    monkeypatch.setattr("excise.defenses.cft.fit", lambda *_, **__: Tokenizer.from_str(PANICS))
+    assert main(command) == 2
+    assert "PanicException" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -23,11 +23,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from excise import checkpoint, front_door
 from excise.checkpoint import language_model_kind
+from excise.cli import main
 from excise.errors import CheckpointError
 from excise.victim import Victim
 from hostile import corpus, watch
 from hostile.corpus import CORPUS
-from toy import ARCHITECTURES, save_toy, toy_config, toy_data, toy_tokenizer, toy_victim
+from toy import ARCHITECTURES, save_toy, toy_config, toy_data, toy_tokenizer, toy_victim, write_csv
 
 MB = 2**20
 
@@ -192,6 +193,14 @@ def test_a_pattern_that_takes_too_long_is_an_error(tmp_path: Path, capfd: pytest
     with pytest.raises(CheckpointError, match="its tokenizer stopped"):
         opened(tmp_path).encode(["a" * 300])
     assert "panicked" in capfd.readouterr().err  # what the library writes there cannot be helped
+
+
+def test_a_tokenizer_that_stops_in_a_scan_is_no_finding(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its decoder strips more letters than some words have. The exit code of an exception would say that a backdoor was found."""
+    corpus.tokenizer(decoder={"type": "Strip", "content": "a", "start": 0, "stop": 50})(save_toy(tmp_path / "model"))
+    data = write_csv(tmp_path / "texts.csv", toy_data(60))
+    assert main(["scan", str(tmp_path / "model"), "--data", str(data), "--scanners", "embedding_rows"]) == 3, "no scanner could look"
+    assert "its tokenizer stopped" in " ".join(capfd.readouterr().out.split())
 
 
 def test_memory_that_is_free() -> None:

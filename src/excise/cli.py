@@ -90,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         discard_output()
         return 0
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        if debug or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):  # what the tokenizers library stops with
             raise
         advice = "Memory ran out. Give shorter texts (--max-length), a smaller batch_size or a larger machine. " if _is_out_of_memory(error) else ""
         return _fail(f"{advice}{type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 2)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Python, torch on a CPU and torch on a GPU each say it in their own way."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in ("allocate memory", "out of memory")))
 

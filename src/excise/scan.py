@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from math import inf
 
 from excise.budget import spent, within
+from excise.checkpoint import surviving_panics
 from excise.data import TextDataset
 from excise.errors import DataError, ExciseError
 from excise.method import Scanner
@@ -51,7 +52,7 @@ def _row(name: str, scanner: Scanner, victim: Victim, data: TextDataset, *, seed
     start = time.monotonic()
     try:
         scanner.check_texts(data)
-        with stage(name):
+        with surviving_panics(victim.source), stage(name):
             finding = scanner(victim, data, seed=seed)
     except ExciseError as error:
         logger.info("%s was skipped: %s", name, error)
