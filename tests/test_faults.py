@@ -87,6 +87,15 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals, command: list[str], tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "texts.csv"]
 
 
+def test_a_signal_that_comes_within_generated_code_ends_it_alike(tmp_path: Path) -> None:
+    """Dataclasses and the like are made by `exec`. Python remembers an interrupt there, and `python -m` would end by a signal, after our line."""
+    words = "from excise import cli; cli.SIMPLE['list'] = lambda _: exec('raise KeyboardInterrupt'); raise SystemExit(cli.main(['list']))"
+    (tmp_path / "odd.py").write_text(words)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-m", "odd"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "excise: interrupted; nothing was kept.\n")
+
+
 @pytest.mark.parametrize("vanishing", ["texts.csv", "model/model.safetensors"])
 def test_an_input_that_vanishes(
     vanishing: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
