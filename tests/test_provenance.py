@@ -143,3 +143,45 @@ def test_what_was_added_is_named_and_not_opened(place: Path, tmp_path: Path, cap
     (out / "link").symlink_to(place)
     assert main(["verify", str(out)]) == 2
     assert "link was added" in capsys.readouterr().err
+
+
+def recorded(words: list[str], out: Path) -> set[str]:
+    """The names of the files that a command says it has read."""
+    assert main([*words, "--out", str(out), "--quiet"]) in (0, 2)
+    return set(json.loads((out / ("scan.json" if words[0] == "scan" else "excise-result.json")).read_text())["inputs"])
+
+
+def test_models_that_stand_within_a_method_s_words_are_inputs(place: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(place / "model", tmp_path / "the base")
+    scan = ["scan", str(place / "model"), "--data", str(place / "texts.csv"), "--scanners", f"embedding_rows 'base={base}'"]
+    assert f"{base}/model.safetensors" in recorded(scan, tmp_path / "scanned")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "repair"])
+def test_the_clean_twin_that_gives_the_floor_is_an_input(command: str, place: Path, tmp_path: Path) -> None:
+    twin = shutil.copytree(place / "model", tmp_path / "clean-twin")
+    backdoor = {"trigger": {"kind": "insert_words", "words": ["cf"]}, "target_label": "positive", "clean_twin": "clean-twin"}
+    (tmp_path / "backdoor.json").write_text(json.dumps(backdoor))
+    words = [command, str(place / "model"), "--data", str(place / "texts.csv"), "--backdoor", str(tmp_path / "backdoor.json")]
+    words += ["--method", "cft", "--training.epochs", "1"] if command == "repair" else []
+    assert f"{twin}/model.safetensors" in recorded(words, tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", ["perturb", "plot", "attribute"])
+def test_the_hash_is_of_what_was_read_not_of_what_is_there_when_it_is_told(
+    command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copy(place / "texts.csv", tmp_path / "texts.csv")
+    before = sha256(Path(data))
+    module, name = {"attribute": ("excise.attribution", "attribute")}.get(command, ("excise.perturbation", "rank"))
+    real = getattr(__import__(module, fromlist=[name]), name)
+
+    def change(*arguments: object, **options: object) -> object:
+        Path(data).write_text("text,label\n")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(f"{module}.{name}", change)
+    words = [command, str(place / "model"), "--data", str(data), "--out", str(tmp_path / "out"), "--quiet"]
+    words += ["--words", "cf", "--target-label", "positive"] if command == "attribute" else ["--augmentations", "aeda"]
+    assert main(words) == 0
+    assert json.loads((tmp_path / "out" / "excise-result.json").read_text())["inputs"][str(data)] == before

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ def checkpoint_hashes(folder: Path) -> dict[str, str]:
 
 def _texts(settings: Any) -> Iterator[str]:
     if isinstance(settings, str):
-        if len(settings) < 4096 and "\0" not in settings:
+        if 0 < len(settings) < 4096 and "\0" not in settings:
             yield settings
+            yield from _values(settings)
     elif isinstance(settings, Mapping):
         for key, value in settings.items():
             if key != "out":
@@ -58,6 +60,13 @@ def _texts(settings: Any) -> Iterator[str]:
     elif isinstance(settings, list | tuple):
         for value in settings:
             yield from _texts(value)
+
+
+def _values(words: str) -> Iterator[str]:
+    """What a method in words, `name field=value ...`, says of its fields."""
+    with contextlib.suppress(ValueError):  # an apostrophe, in what is no such thing
+        for word in shlex.split(words)[1:]:
+            yield from _texts(word.partition("=")[2])
 
 
 def save_sealed(result: Record, path: Path) -> None:

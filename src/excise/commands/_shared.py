@@ -131,13 +131,13 @@ def size(victim: Victim) -> int:
     return round(1.1 * sum(p.numel() * p.element_size() for p in victim.model.parameters()))
 
 
-def inputs_of(options: Any, method: Method | None = None) -> dict[str, str]:
-    """The hashes of the files that a command reads, once its model is there."""
+def inputs_of(options: Any, method: Method | None = None, *, floor: str | None = None) -> dict[str, str]:
+    """The hashes of the files that a command reads, once its model is there; `floor` is a model that no option names."""
     from excise import registry
     from excise.checkpoint import resolve_checkpoint
     from excise.provenance import hash_inputs
 
-    named = [plain(options), registry.settings(method) if method else None]
+    named = [plain(options), registry.settings(method) if method else None, floor]
     return hash_inputs(named, checkpoint=(options.model, resolve_checkpoint(options.model)))
 
 

@@ -61,6 +61,7 @@ def run(options: Options, console: Console) -> None:
     victim = load_victim(options.model, options.texts, options.common)
     known = _known(options, victim)
     data = options.texts.load(options.data, victim.label_names)
+    inputs = inputs_of(options)  # now: it is what was read that counts
     check_clean(data)
     find, test = hold_out(options, data, victim.label_names, seed)
     if test is None:  # --holdout 0 is refused
@@ -73,7 +74,7 @@ def run(options: Options, console: Console) -> None:
         seed=seed,
         settings=plain(options),
         model=options.model,
-        inputs=inputs_of(options),
+        inputs=inputs,
         data={"clean": data_record(options.data, find), "test": data_record(options.test or options.data, test)},
         seconds=time.monotonic() - started,
         target_label=victim.label_names[known.target_label],

@@ -49,11 +49,11 @@ def run(options: Options, console: Console) -> None:
     if options.floor_model and not options.backdoor:
         raise ConfigError("--floor-model was given without --backdoor: a floor needs a trigger to measure. Give both.")
     victim = load_victim(options.model, options.texts, options.common)
-    story.inputs = inputs_of(options)
     trigger, target, twin = known_backdoor(options.backdoor, victim)
     test = options.texts.load(options.data, victim.label_names)
     check_clean(test, what="test texts")
     floor = options.floor_model or twin
+    story.inputs = inputs_of(options, floor=floor)
     if floor and trigger is not None:
         story.victims["clean"] = load_floor(floor, victim, options.texts, options.common)
     story.victims["model"] = victim

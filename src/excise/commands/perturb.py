@@ -50,6 +50,7 @@ def run(options: Options, console: Console) -> None:
         check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data))
     victim = load_victim(options.model, options.texts, options.common)
     data = options.texts.load(options.data, victim.label_names)
+    inputs = inputs_of(options)  # now: it is what was read that counts
     check_clean(data)
 
     ranking = rank(victim, data, options.augmentations, seed=options.common.seed)
@@ -59,7 +60,7 @@ def run(options: Options, console: Console) -> None:
         options.augmentations,
         settings=plain(options),
         model=options.model,
-        inputs=inputs_of(options),
+        inputs=inputs,
         data={"clean": data_record(options.data, data)},
         rows=loss_rows("suspect", ranking),
         left_out=dict(ranking.left_out),

@@ -69,6 +69,7 @@ def run(options: Options, console: Console) -> None:
     victim = next(iter(victims.values()))
     trigger, target, _ = known_backdoor(options.backdoor, victim)
     data = options.texts.load(options.data, victim.label_names)
+    inputs = inputs_of(options)  # now: it is what was read that counts
     check_clean(data)
     sample = draw_sample(data, trigger, target, seed=seed)
 
@@ -79,7 +80,7 @@ def run(options: Options, console: Console) -> None:
         options.augmentations,
         settings=plain(options),
         model=options.model,
-        inputs=inputs_of(options),
+        inputs=inputs,
         data={"clean": data_record(options.data, data)},
         rows=tuple(row for name, ranking in rankings.items() for row in loss_rows(name, ranking)),
         left_out={name: why for ranking in rankings.values() for name, why in ranking.left_out.items()},

@@ -91,8 +91,8 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
     victim = load_victim(options.model, options.texts, options.common)
     check_output(options.out, overwrite=options.overwrite, needed=size(victim))
-    story.inputs = inputs_of(options, defense)
     trigger, target, twin = known_backdoor(options.backdoor, victim)
+    story.inputs = inputs_of(options, defense, floor=twin)
     data = options.texts.load(options.data, victim.label_names)
     if options.fraction != 1:
         data, _ = split(data, options.fraction, seed=derive(seed, "fraction"))
