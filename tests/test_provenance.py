@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no object": (lambda out: (out / "excise-result.json").write_text("[]"), "holds no result"),
     "no result": (lambda out: (out / "excise-result.json").unlink(), "holds no result"),
 }
+
+
+CHANGES["a pipe"] = (lambda out: os.mkfifo(out / "pipe"), "pipe was added")
+CHANGES["a pipe in place of a file"] = (lambda out: ((out / "config.json").unlink(), os.mkfifo(out / "config.json")), "config.json was changed")
 
 
 def linked(path: Path) -> None:
@@ -185,3 +190,12 @@ def test_the_hash_is_of_what_was_read_not_of_what_is_there_when_it_is_told(
     words += ["--words", "cf", "--target-label", "positive"] if command == "attribute" else ["--augmentations", "aeda"]
     assert main(words) == 0
     assert json.loads((tmp_path / "out" / "excise-result.json").read_text())["inputs"][str(data)] == before
+
+
+def test_a_result_puts_no_words_into_our_mouth(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever writes a result could otherwise have us say that it is signed."""
+    path = Path(shutil.copytree(place / "fixed", tmp_path / "fixed")) / "excise-result.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "kind": "repair wrote. All was signed with the key of ours.pub. (", "created": {"2026": "signed"}}))
+    assert main(["verify", str(path.parent)]) == 0
+    assert " ".join(capsys.readouterr().out.split()).startswith(f"{len(record['outputs'])} files are what excise wrote or read. Nobody signed this")

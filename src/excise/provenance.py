@@ -96,12 +96,12 @@ def verify(folder: Path, *, inputs: bool = False) -> tuple[dict[str, Any], int]:
     given: Any = record.get("inputs")
     if not (_are_hashes(outputs) and _are_hashes(given)) or not outputs:
         raise DataError(f"{path} has no hashes of the files beside it: an earlier version of excise wrote it, or it is damaged. Make it again.")
-    there = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_symlink() or file.is_file()}
+    there = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()}
     there = {name: file for name, file in there.items() if name not in (path.name, SIGNATURE)}
     wrong = [f"{name} is missing" for name in outputs if name not in there]
     wrong += [f"{name} was added" for name in sorted(there.keys() - outputs.keys())]
     both = [(name, there[name]) for name in outputs if name in there]
-    wrong += [f"{name} was changed" for name, file in both if file.is_symlink() or file_hash(file) != outputs[name]]  # links are not followed
+    wrong += [f"{name} was changed" for name, file in both if not _is_plain(file) or file_hash(file) != outputs[name]]
     for name, value in given.items() if inputs else ():
         place = os.path.expanduser(name)
         now = file_hash(Path(place)) if os.path.isfile(place) else None
@@ -111,6 +111,11 @@ def verify(folder: Path, *, inputs: bool = False) -> tuple[dict[str, Any], int]:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise DataError(f"{folder} is not what excise wrote: {wrong[0]}{more}. Do not rely on it; make it again.")
     return record, len(outputs) + (len(given) if inputs else 0)
+
+
+def _is_plain(file: Path) -> bool:
+    """No link, which may lead anywhere, and no pipe, which may never end."""
+    return file.is_file() and not file.is_symlink()
 
 
 def _read(path: Path) -> dict[str, Any]:

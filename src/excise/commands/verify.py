@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -44,4 +45,11 @@ def run(options: Options, console: Console) -> None:
         signed = "It is signed; --public-key checks by whom."
     else:
         signed = "Nobody signed this: see docs/reliability.md."
-    console.say(f"{count} files are what excise {record.get('kind')} wrote or read ({record.get('created')}). {signed}")
+    command, when = _plain(record, "kind", r"[a-z-]{1,20}", " {}"), _plain(record, "created", r"[\dT:+-]{10,30}", " ({})")
+    console.say(f"{count} files are what excise{command} wrote or read{when}. {signed}")
+
+
+def _plain(record: dict[str, Any], key: str, form: str, shown: str) -> str:
+    """What a result says, if it is of that form: anyone may have written it, and it shall not speak in our place."""
+    value = record.get(key)
+    return shown.format(value) if isinstance(value, str) and re.fullmatch(form, value, re.ASCII) else ""
