@@ -99,6 +99,9 @@ NUMBERS: dict[str, Range] = {
 COUNTS, MOST_COUNTED = re.compile(r"(layer|block|group|expert|network|stage|repeat|replace)s?$"), 10_000
 """Other keys of config.json that say how many parts something has, and the most."""
 
+PER_LAYER = {"attention_window": 16_384, "block_repeats": 100}
+"""Numbers, one or one a layer, that no weight shows: every text is filled up to the first, and layers are run the second times."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -239,6 +242,8 @@ def _check_numbers(config: Mapping[str, Any], source: str) -> None:
     for key, value in _entries(config):
         if key not in NUMBERS and COUNTS.search(key) and type(value) is int and value > MOST_COUNTED:
             refuse(source, f"{key} in {CONFIG} is {str(value)[:40]}; at most {MOST_COUNTED} was expected. Restore it.")
+        if key in PER_LAYER and any(type(one) is int and one > PER_LAYER[key] for one in (value if isinstance(value, list) else [value])):
+            refuse(source, f"{key} in {CONFIG} is {str(value)[:40]}; at most {PER_LAYER[key]} was expected. Restore it.")
         if key == "attention_types":
             _check_pattern(value, source)
     for key, value, limit in _numbers(config):

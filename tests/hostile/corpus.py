@@ -220,6 +220,10 @@ ABSURD = {
     "a pattern that is written out": Case(config(attention_types=[[["global"], 10**9]]), ("attention_types", "more than 10000 layers")),
     "a long pattern that is written out": Case(config(attention_types=[[["global"] * 9_999, 9_999]]), ("attention_types", "more than 10000")),
     "a pattern that is none": Case(config(attention_types=[["global", "x"]]), ("attention_types", "['global', 'x']")),
+    "a window of gigabytes": Case(
+        config(model_type="longformer", attention_window=[10**9, 10**9]), ("attention_window", "1000000000", "at most 16384")
+    ),
+    "layers repeated without end": Case(config(model_type="funnel", block_repeats=[1, 10**9]), ("block_repeats", "1000000000", "at most 100")),
     "absurd inside": Case(config(text_config={"num_hidden_layers": 10**7}), ("num_hidden_layers", "10000000")),
 }
 
