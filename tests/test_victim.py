@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import AutoModel
 
 from excise.progress import Progress, observe
@@ -224,3 +228,29 @@ def test_the_toy_tokenizer_knows_its_words() -> None:
 
 def test_no_texts_have_no_logits() -> None:
     assert toy_victim().logits([]).shape == (0, 2)
+
+
+LOADING = """
+import resource, sys
+from excise.victim import Victim
+from toy import toy_victim
+toy_victim().logits(["a film"])  # what is made once
+now = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (now + int(sys.argv[2]), resource.RLIM_INFINITY))
+Victim.load(sys.argv[1], precision="fp32", device="cpu")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
+    """Their size in 32 bits is what the front door compares with the memory that is free."""
+    folder, rows = save_toy(tmp_path), 2**20
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    save_file({**weights, name: torch.zeros(rows, 32)}, folder / "model.safetensors")
+    words = [sys.executable, "-c", LOADING, str(folder), str(round(2.5 * rows * 32 * 4))]  # one is the file itself, mapped
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-300:]

@@ -235,9 +235,14 @@ def _read_weights(found: Checkpoint) -> dict[str, torch.Tensor]:
     for file in found.weights:
         for name, weight in load_file(file).items():
             state[name] = weight.to(torch.float32 if weight.is_floating_point() else weight.dtype, copy=True)
-            if not state[name].isfinite().all():
+            if not _is_finite(state[name]):
                 raise CheckpointError(f"{found.source}: the weight {name} has values that are NaN or infinite. Restore the file.")
     return state
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Found without a second tensor of the weight's size, as `isfinite` would make it."""
+    return not weight.is_floating_point() or not weight.numel() or all(map(math.isfinite, torch.aminmax(weight)))
 
 
 def _load_tokenizer(found: Checkpoint, model: PreTrainedModel) -> PreTrainedTokenizerBase:

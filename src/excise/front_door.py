@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from excise import tokenizer_file
 from excise.errors import CheckpointError
 from excise.memory import free_memory
-from excise.plain_files import Size, Tensor, read_header, read_json, refuse
+from excise.plain_files import BYTES, Size, Tensor, read_header, read_json, refuse
 
 __all__ = ["Checkpoint", "check_memory", "files_of", "free_memory", "inspect", "read_config"]
 
@@ -142,7 +142,7 @@ def inspect(folder: Path, source: str, *, free: int | None = None) -> Checkpoint
         if len(tensors) > TENSORS:
             refuse(source, f"it has more than {TENSORS} weights, which no text classifier has. Use another checkpoint.")
     _check_sizes(config, tensors, source)
-    check_memory(4 * sum(math.prod(tensor.shape) for tensor in tensors.values()), source, free=free)
+    check_memory(sum(_needed(tensor) for tensor in tensors.values()), source, free=free)
     if not os.path.lexists(folder / TOKENIZER):
         refuse(
             source,
@@ -161,6 +161,11 @@ def inspect(folder: Path, source: str, *, free: int | None = None) -> Checkpoint
     dropped += tuple(f"{TOKENIZER_CONFIG}: {key}" for key in tokenizer_config if key not in settings)
     files = tuple(Path(os.path.realpath(folder / name)) for name in weights)
     return Checkpoint(source, config, content, settings, files, tensors, dropped)
+
+
+def _needed(tensor: Tensor) -> int:
+    """Bytes of memory that a weight takes while it is loaded: those of 32 bits and, for numbers that are no fractions, their own as well."""
+    return math.prod(tensor.shape) * (4 if tensor.dtype in ("F64", "F32", "F16", "BF16") else 4 + BYTES[tensor.dtype])
 
 
 def files_of(folder: Path) -> tuple[str, ...]:
