@@ -69,8 +69,9 @@ def test_refused(name: str, watched: dict[str, Any]) -> None:
         assert word in found["message"]
     assert len(found["message"].splitlines()) == 1
     assert len(found["message"]) < len(found["folder"]) + 400
-    assert found["seconds"] < 1
-    assert not [path for path in found["opened"] if not os.path.normpath(path).startswith(found["folder"] + os.sep)]
+    assert found["computed"] < 1
+    assert found["seconds"] < 10, "it waited for something; other processes may take turns"
+    assert not [path for path in found["opened"] if not path.startswith(os.path.realpath(found["folder"]) + os.sep)]
     assert not found["forbidden"]
 
 

@@ -20,7 +20,7 @@ forbidden: list[str] = []
 
 def hook(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and not isinstance(arguments[0], int):  # a number is a file that was opened by name before
-        opened.append(os.fsdecode(arguments[0]))  # type: ignore[arg-type]
+        opened.append(os.path.realpath(os.fsdecode(arguments[0])))  # type: ignore[arg-type]  # a link is where it leads
     elif event.startswith(
         ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.system", "os.fork", "ctypes.", "import", "pty.", "exec", "compile")
     ):
@@ -44,8 +44,8 @@ def look(folder: str) -> dict[str, object]:
         message = None
     except CheckpointError as error:
         message = str(error)
-    took = min(time.perf_counter() - begun[0], time.process_time() - begun[1])  # other processes may take turns
-    return {"message": message, "seconds": took, "opened": list(opened), "forbidden": list(forbidden), "peak": peak()}
+    took, computed = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    return {"message": message, "seconds": took, "computed": computed, "opened": list(opened), "forbidden": list(forbidden), "peak": peak()}
 
 
 if __name__ == "__main__":
