@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers.models.auto.modeling_auto import AutoModel
 
 from excise.progress import Progress, observe
@@ -228,6 +229,15 @@ def test_the_toy_tokenizer_knows_its_words() -> None:
 
 def test_no_texts_have_no_logits() -> None:
     assert toy_victim().logits([]).shape == (0, 2)
+
+
+def test_texts_of_no_token_are_read() -> None:
+    """Decoders put nothing around a text, and some tokenizers drop what they do not know."""
+    tokenizer = toy_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    victim = replace(toy_victim("gpt2"), tokenizer=tokenizer)
+    assert not victim.encode([""])[0]["input_ids"]
+    assert victim.logits(["", ""]).isfinite().all()
 
 
 LOADING = """

@@ -292,8 +292,8 @@ class Victim:
 
 
 def collate(tokenizer: PreTrainedTokenizerBase, encodings: Sequence[Encoding]) -> dict[str, Int[Tensor, "batch token"]]:
-    """Pad on the right to the longest."""
-    longest = max(len(e["input_ids"]) for e in encodings)
+    """Pad on the right to the longest, and to one token where a tokenizer finds none in any text."""
+    longest = max(1, *(len(e["input_ids"]) for e in encodings))
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {name: torch.tensor([[*e[name], *[fill.get(name, 0)] * (longest - len(e[name]))] for e in encodings]) for name in encodings[0]}
 
