@@ -235,6 +235,12 @@ def test_the_card_s_metadata_is_yaml(bad: str) -> None:
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 4 for line in rows)
 
 
+def test_the_card_shows_what_hides_or_reorders() -> None:
+    card = model_card(result("\u202egood\u200b", model="\u202edoog\x1b[31m"), "\u202egood\u200b")
+    assert not set("\u202e\u200b\x1b") & set(card.split("---\n", 2)[2])
+    assert "\N{REPLACEMENT CHARACTER}" in card
+
+
 def test_a_document_end_inside_a_name_stays_inside() -> None:
     card = model_card(result("x\n---\n# owned", model="m"), "x\n---\n# owned")
     lines = card.splitlines()

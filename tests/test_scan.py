@@ -224,6 +224,14 @@ def test_sarif_holds_no_control_characters(bad: str) -> None:
     assert not any(ord(c) < 32 and c not in "\n\t" for each in run["results"] for c in each["message"]["text"])
 
 
+def test_sarif_holds_no_links() -> None:
+    """A vocabulary is the attacker's: in SARIF, `[text](address)` in a message is a link (3.11.6), unless its brackets are escaped."""
+    told = sarif(hostile("[fixed](https://evil.example)"))
+    messages = re.findall(r'"text": "(.*)"', told)
+    assert any("evil.example" in message for message in messages)
+    assert not any(re.search(r"(?<!\\)\](?=\()", json.loads(f'"{message}"')) for message in messages)
+
+
 @pytest.mark.parametrize("bad", [*HOSTILE, "/models/a b", "org/name"], ids=[*ids, "absolute", "hub"])
 def test_sarif_is_valid_against_its_schema(bad: str) -> None:
     path = os.environ.get("SARIF_SCHEMA")

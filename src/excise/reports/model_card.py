@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from excise.errors import printable
 from excise.reports.terminal import percent
 from excise.result import Result
 
@@ -83,9 +84,9 @@ def _is_hub_id(model: str) -> bool:
 
 def _escape(text: str) -> str:
     """No markup from names."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|!])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#|!])", r"\\\1", " ".join(printable(text).split()))
 
 
 def _code(text: str) -> str:
     """A name between backticks: there, nothing is markup but a backtick."""
-    return " ".join(text.replace("`", " ").split())
+    return " ".join(printable(text).replace("`", " ").split())

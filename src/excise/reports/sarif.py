@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
@@ -28,14 +29,14 @@ def sarif(result: ScanResult) -> str:
     """One rule and one result a scanner; the scanned model is the location."""
     run = {
         "tool": {"driver": {"name": "excise", "version": result.environment.excise, "rules": [_rule(row) for row in result.scanners]}},
-        "automationDetails": {"description": {"text": printable(f"{result.verdict}: {result.model}")}},
+        "automationDetails": {"description": {"text": _plain(f"{result.verdict}: {result.model}")}},
         "invocations": [
             {
                 "executionSuccessful": result.verdict != "not scanned",
                 "commandLine": printable(result.command),
                 "endTimeUtc": _utc(result),
                 "toolExecutionNotifications": [
-                    {"level": "warning", "message": {"text": printable(f"{row.name}: {row.summary}")}} for row in result.scanners if not row.whole
+                    {"level": "warning", "message": {"text": _plain(f"{row.name}: {row.summary}")}} for row in result.scanners if not row.whole
                 ],
             }
         ],
@@ -48,8 +49,8 @@ def sarif(result: ScanResult) -> str:
 def _rule(row: ScannerRow) -> dict[str, Any]:
     return {
         "id": row.name,
-        "shortDescription": {"text": f"Backdoor scanner {row.name}"},
-        "fullDescription": {"text": printable(f"It {limits(row)}{track_line(row)}")},
+        "shortDescription": {"text": _plain(f"Backdoor scanner {row.name}")},
+        "fullDescription": {"text": _plain(f"It {limits(row)}{track_line(row)}")},
         "help": {"text": _lines(row)},
         "properties": {"suspicious": row.suspicious, "found": row.found},
     }
@@ -71,10 +72,16 @@ def _result(row: ScannerRow, index: int, model: str) -> dict[str, Any]:
         "ruleIndex": index,
         "kind": kind,
         "level": level,
-        "message": {"text": printable(row.summary)},
+        "message": {"text": _plain(row.summary)},
         "locations": [location | ({"logicalLocations": heads} if heads else {})],
         "properties": {"score": row.score, "seconds": round(row.seconds, 1), "triggers": triggers, "measures": row.measures},
     }
+
+
+def _plain(text: str) -> str:
+    """A message without control characters and, as names are anybody's, without links, which are written `[text](address)` (3.11.6)."""
+    shown = printable(text)
+    return re.sub(r"([\\\[\]])", r"\\\1", shown) if "](" in shown else shown
 
 
 def _uri(model: str) -> str:
