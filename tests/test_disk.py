@@ -71,6 +71,16 @@ def test_a_lock_is_for_one_process_not_for_one_block(out: Path) -> None:
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_a_link_to_a_folder_is_that_folder(out: Path) -> None:
+    """A grid or zoo may stand on another disk, and be continued by either name."""
+    out.mkdir()
+    (link := out.with_name("link")).symlink_to(out)
+    with held(out) as other:
+        with pytest.raises(OutputError, match="Another run is writing to"), alone_on(link):
+            pass
+        other.communicate()
+
+
 def test_folders_made_for_a_lock_go_with_it(tmp_path: Path) -> None:
     with alone_on(tmp_path / "deep" / "deeper" / "out"):
         pass

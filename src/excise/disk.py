@@ -42,7 +42,7 @@ def alone_on(place: Path, *, part: str = "lock") -> Iterator[None]:
     Raises:
         OutputError: Another process is writing to it.
     """
-    path = beside(place, part)
+    path = beside(Path(os.path.realpath(place)), part)
     if processes.index() or path in _held:
         yield
         return
