@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt as stop:
         kept = "run it again to go on" if arguments[:1] in (["bench"], ["zoo"]) else str(stop) or "nothing was kept"
-        exec("")  # makes Python forget an interrupt in generated code, such as a dataclass, after which `python -m` would end by a signal
+        dataclasses.make_dataclass("Nothing", [])  # python -m ends by a signal if the last generated code was interrupted: this is not
         return _fail(f"interrupted; {kept}.", 130)
     except BrokenPipeError:  # of a list; commands that compute print through `Console`, which goes on
         from excise.console import discard_output
