@@ -43,9 +43,11 @@ def title(tmp_path: Path) -> Title:
         path.write_text(page, encoding="utf-8")
         quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
         command = [str(BROWSER), *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
-        assert found, done.stdout[:500]
+        with (tmp_path / "seen").open("wb") as file:  # no pipe: a browser that hangs leaves children behind, which would keep it open for ever
+            subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, timeout=120, check=True)
+        seen = (tmp_path / "seen").read_text(encoding="utf-8")
+        found = re.search(r"<title>(.*?)</title>", seen, re.DOTALL)
+        assert found, seen[:500]
         return found[1]
 
     return look
