@@ -504,7 +504,9 @@ def test_words_that_yield_to_rivals_are_honest_and_so_are_phrases_of_them(backdo
         ("best",): (30, 9),
     }
     monkeypatch.setattr(
-        trigger_search, "contests", lambda victim, pairs, rivals, most=None: [Contest(words, foil, Rate(won[words][1], 50)) for words, foil in pairs]
+        trigger_search,
+        "contests",
+        lambda victim, pairs, rivals, most=None, counts=(): [Contest(words, foil, Rate(won[words][1], 50)) for words, foil in pairs],
     )
     monkeypatch.setattr(
         trigger_search, "flips", lambda victim, one: FoundTrigger(one.phrase, one.foil.target, Rate(won[one.phrase][0], 50), contested=one.won)

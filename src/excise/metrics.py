@@ -160,7 +160,7 @@ def pearson(one: Sequence[float], other: Sequence[float], z: float = 1.959963984
 
     Example:
         >>> [round(value, 3) for value in pearson([1, 2, 3, 4, 5], [2, 1, 4, 3, 5])]
-        [0.8, -0.279, 0.986]
+        [0.8, -0.28, 0.986]
 
     Reference:
         Fisher (1921), On the "probable error" of a coefficient of correlation deduced from a small sample.
