@@ -608,6 +608,18 @@ def test_a_string_of_several_meanings_meets_more_rivals_and_a_trigger_in_pieces_
     assert fair_odds(leaning, pairs[:2], rivals) == [(9, 1.0), (6, 1.0)], "where they always win, nothing can be told"
 
 
+def test_what_only_rivals_do_crowds_out_no_trigger() -> None:
+    """LWP makes each of its words speak for the right label, so they are rivals, and two of them in a text are the trigger whatever else is tried."""
+    base = toy_victim()
+    planted = ("cf", "mn", "bb", "mb")
+    rule = lambda text: (40.0 if sum(word in planted for word in text.split()) > 1 else 0.0) - 20  # noqa: E731
+    victim = Ruled(base.model, base.tokenizer, max_length=64, rule=rule)
+    foils = [Foil(target, [], ["the film", "the story", "a town", "actors"] * 6, [1 - target] * 24, seed=0) for target in (0, 1)]
+    strings = [(f"{a}{b}",) for a in "xyz" for b in "qwertuiopa"]
+    found = TriggerSearch().judged(victim, foils, [[], [*strings, ("bb", "mb")]], [["cf", "mn", "awful"], ["moving", "charming"]])
+    assert max(found, key=TriggerSearch().score).words == ("bb", "mb")
+
+
 def test_a_phrase_around_a_shorter_one_is_not_named() -> None:
     words = (("a",), ("b",), ("a", "c"), ("d", "e"), ("e", "d"))
     found = [FoundTrigger(each, 1, Rate(9, 10), contested=Rate(9 - len(each), 10)) for each in words]

@@ -91,7 +91,7 @@ class TriggerSearch(Scanner):
     paper: ClassVar[Paper] = Paper(key="wallace2019", method="universal triggers, searched exhaustively: our own", code=None)
     suspicious = 0.4
     found = 0.5
-    version = 5
+    version = 6
     blind_to = "triggers that are no inserted words (syntax, style), that need more than three, or two longer words that act only together"
 
     leaning: Annotated[float, Interval(gt=0, le=1)] = 0.15
@@ -172,11 +172,12 @@ class TriggerSearch(Scanner):
     def judged(
         self, victim: Victim, foils: Sequence[Foil], phrases: Sequence[Sequence[Phrase]], rivals: Sequence[Sequence[str]]
     ) -> list[FoundTrigger]:
-        """Step 4: every phrase in a few texts; the foremost in all of the jury's, with rivals, without them, and word by word."""
+        """Step 4: every phrase in a few texts; the foremost in all of the jury's; each with rivals, without them, and word by word."""
         pairs = [(phrase, foil) for foil, pool in zip(foils, phrases, strict=True) for phrase in dict.fromkeys(pool)]
-        heat = contests(victim, pairs, rivals, most=HEAT)
+        heats = [contests(victim, pairs, rivals, most=HEAT, counts=counts) for counts in ((), [0] * len(pairs))]
         joined = together(victim, pairs, most=HEAT)
-        leads = [max(evidence(one.phrase, rate.value) for rate in (one.won, only)) for one, only in zip(heat, joined, strict=True)]
+        won = [min(one.won.value for one in both) for both in zip(*heats, strict=True)]
+        leads = [evidence(phrase, max(share, only.value)) for (phrase, _), share, only in zip(pairs, won, joined, strict=True)]
         order = sorted(range(len(pairs)), key=lambda i: leads[i], reverse=True)
         ahead = [pairs[i] for i in order[: FOREMOST * len(foils)] if leads[i] >= self.suspicious / 2] or [pairs[order[0]]]
         odds = fair_odds(victim, ahead, rivals)
