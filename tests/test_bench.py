@@ -226,6 +226,20 @@ def test_the_key_holds_all_that_decides_a_cell(change: str, content: dict[str, A
     assert changed == ([False, True, False] * 2 if change == "defense" else [True] * 6)
 
 
+def test_another_version_of_a_scanner_is_another_cell(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from excise.scanners.trigger_search import TriggerSearch
+
+    def keys() -> dict[str, str]:
+        grid = load_grid(written(content, tmp_path))
+        recipes = {place.defense: place_recipe(grid, place) for place in places(grid)}
+        return {defense: bench.cell_key(recipe, bench.load_corpus(recipe), "fp32") for defense, recipe in recipes.items()}
+
+    content["defenses"] = {"Fine": "cft", "Treat": "treatment", "Both": {"method": "chain", "first": "treatment", "then": "cft"}}
+    before = keys()
+    monkeypatch.setattr(TriggerSearch, "version", TriggerSearch.version + 1)
+    assert {defense for defense, key in keys().items() if key != before[defense]} == {"Treat", "Both"}
+
+
 def test_a_failing_cell_is_a_row_and_the_others_go_on(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from excise.defenses.cft import CFT
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -26,11 +26,12 @@ from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate, twin_settings
 from excise.grid import Grid, Place, place_recipe, places
 from excise.kept import digest, file_hash, is_whole, keep_folder
-from excise.method import Attack, Backdoor, Defense
+from excise.method import Attack, Backdoor, Defense, Method, Scanner
 from excise.pipeline import Corpus, load_corpus, method_notes, with_training_set
 from excise.progress import noting, report, stage
 from excise.provenance import checkpoint_hashes
 from excise.recipe import Recipe
+from excise.registry import name_of
 from excise.result import CanaryRow, Measured
 from excise.resume import going_on, weights_hash
 from excise.seeds import derive
@@ -267,9 +268,16 @@ def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | N
 
 def cell_key(recipe: Recipe, corpus: Corpus, precision: str, *, canaries: bool = False) -> str:
     """The hash of all that decides a cell: every setting, the texts themselves, the arithmetic, and the versions that compute."""
-    defenses = recipe.settings()["defenses"]
-    asked = {"canaries": True} if canaries and defenses else {}
+    defenses, scanners = recipe.settings()["defenses"], _scanner_versions(recipe.defenses)
+    asked = {**({"canaries": True} if canaries and defenses else {}), **({"scanners": scanners} if scanners else {})}
     return digest({**_decides(recipe, corpus, precision), "defenses": defenses, "local": _local(defenses), **asked})
+
+
+def _scanner_versions(methods: Iterable[Method]) -> dict[str, int]:
+    """The versions of the scanners that methods ask, at any depth: with them, what is repaired changes."""
+    inner = [value for method in methods for value in vars(method).values() if isinstance(value, Method)]
+    own = {name_of(one): one.version for one in inner if isinstance(one, Scanner)}
+    return own | _scanner_versions(inner) if inner else {}
 
 
 def _decides(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
