@@ -259,3 +259,12 @@ def test_the_adaptive_loss_is_the_sum_that_it_says() -> None:
     population.ascend(victim, batch)
     with_token = cross_entropy(population.answers(victim, batch)[0], batch.labels).item()
     assert (one - none, two - none) == pytest.approx((with_token, 2 * with_token), rel=1e-5)
+
+
+def test_adaptive_takes_the_poison_of_any_attack_that_has_some() -> None:
+    data, inner = toy_data(40), BadNets(poison_rate=0.5, triggers=("zz",))
+    attack = Adaptive(attack=inner)
+    assert attack.training_set(data, seed=3) == inner.training_set(data, seed=3)
+    assert (attack.trigger, attack.target_label) == (inner.trigger, inner.target_label)
+    with pytest.raises(ConfigError, match="ep poisons no texts"):
+        Adaptive(attack=EP())
