@@ -8,12 +8,13 @@ from random import Random
 import pytest
 import torch
 
-from excise import evaluation
+from excise import evaluation, registry
 from excise.attacks._triggers import InsertWords
 from excise.attacks.badnets import BadNets
+from excise.attacks.pruned import Pruned
 from excise.data import TextDataset
 from excise.errors import DataError
-from excise.evaluation import clean_twin, evaluate, triggered
+from excise.evaluation import clean_twin, evaluate, triggered, twin_settings
 from excise.metrics import Rate
 from excise.training import FitConfig, LengthBuckets
 from toy import TRIGGERS, toy_data, toy_victim
@@ -134,3 +135,11 @@ def test_without_poison_the_twin_is_the_attack_s_model() -> None:
 def test_a_dataset_has_no_place_for_a_flag() -> None:
     assert set(TextDataset.__dataclass_fields__) == {"texts", "labels", "label_names"}
     assert "Poisoned" not in vars(evaluation)
+
+
+def test_attacks_share_a_twin_where_what_decides_it_is_the_same() -> None:
+    badnets, other = BadNets(), BadNets(triggers=("zz",))
+    assert twin_settings(badnets) == twin_settings(other) == {"training": registry.settings(badnets)["training"]}
+    fewer, plain = Pruned(layers=1), Pruned()
+    assert twin_settings(fewer) != twin_settings(plain)
+    assert twin_settings(plain)["training"] == registry.settings(plain)["training"]

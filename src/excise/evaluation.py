@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from excise import registry
-from excise.attacks.pruned import Pruned
 from excise.data import TextDataset
 from excise.errors import ConfigError, DataError
 from excise.method import Attack, Trigger
 from excise.metrics import Rate, asr, cacc
 from excise.seeds import derive, generator
-from excise.training import classification_loss, fit
+from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 
 __all__ = ["Scores", "clean_twin", "evaluate", "triggered", "twin_settings", "unseen_triggers"]
@@ -80,14 +79,14 @@ def unseen_triggers(victim: Victim, test: TextDataset, trigger: Trigger, target_
 
 def clean_twin(attack: Attack, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
     """A model trained like the attack's, on the same texts without poison: its ASR is the floor."""
-    if isinstance(attack, Pruned):
-        return attack.smaller(clean_twin(attack.attack, victim, data, seed=seed), data, data, seed=seed)
-    return fit(victim, data, loss=classification_loss, config=attack.training, seed=derive(seed, "train"), name="train")
+
+    def train(config: FitConfig) -> Victim:
+        return fit(victim, data, loss=classification_loss, config=config, seed=derive(seed, "train"), name="train")
+
+    return attack.clean_twin(train, data, seed=seed)
 
 
 def twin_settings(attack: Attack) -> dict[str, Any]:
     """The settings that decide a clean twin: attacks that have them in common have the same."""
     plain = registry.settings(attack)
-    if isinstance(attack, Pruned):
-        return {**plain, "attack": twin_settings(attack.attack)}
-    return {"training": plain["training"]}
+    return {field: plain[field] for field in attack.twin_fields}

@@ -90,6 +90,8 @@ class Attack(Method):
     target_label: int | str
     poisons_texts: ClassVar[bool] = True
     """Whether its training texts hold the poison. Otherwise it changes weights after training, and filtering texts cannot help."""
+    twin_fields: ClassVar[tuple[str, ...]] = ("training",)
+    """The settings that decide its clean twin: attacks that have them in common have the same."""
 
     @property
     @abstractmethod
@@ -103,6 +105,16 @@ class Attack(Method):
     @abstractmethod
     def training_set(self, data: TextDataset, *, seed: int) -> TextDataset:
         """The texts that a call with the same data and seed trains on, with the labels it gives them, and nothing that says which are poisoned."""
+
+    def clean_twin(self, train: Callable[[Any], Victim], data: TextDataset, *, seed: int) -> Victim:
+        """The model that the attack would have made of texts without poison: its ASR is the floor.
+
+        Args:
+            train: Trains the attacked model, or a copy of it, on those texts, as a FitConfig says.
+            data: The texts.
+            seed: The attack's.
+        """
+        return train(self.training)
 
 
 class Defense(Method):

@@ -16,6 +16,7 @@ Our own arrangement of known parts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -44,6 +45,7 @@ class Pruned(Attack):
     """Make another attack's model smaller: fewer layers and heads, then tuned."""
 
     paper: ClassVar[Paper] = Paper(key="michel2019", method="Section 4.1 for the choice of heads; the rest is our own", code=None)
+    twin_fields = ("attack", "layers", "heads", "training")
 
     attack: Attack = field(default_factory=lambda: registry.build("attack", "badnets", "attack"))
     """Makes the backdoored model."""
@@ -75,6 +77,9 @@ class Pruned(Attack):
 
     def training_set(self, data: TextDataset, *, seed: int) -> TextDataset:
         return self.attack.training_set(data, seed=seed)
+
+    def clean_twin(self, train: Callable[[Any], Victim], data: TextDataset, *, seed: int) -> Victim:
+        return self.smaller(self.attack.clean_twin(train, data, seed=seed), data, data, seed=seed)
 
     def smaller(self, victim: Victim, clean: TextDataset, texts: TextDataset, *, seed: int) -> Victim:
         """Steps 2 to 4, for a model with a backdoor or without.
