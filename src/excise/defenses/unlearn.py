@@ -1,7 +1,8 @@
 """Unlearning: fine-tune on clean texts that carry the recovered triggers and keep their right labels.
 
 Each epoch sees every clean text as it is, and once more with one of the triggers at a random place between its words. The more triggers are given,
-the less the model can learn to ignore just one: a scan also hands over the words that act like those it found.
+the less the model can learn to ignore just one: a scan also hands over the words that act like those it found. At the end the classifier's
+bias is evened out (_evening.py).
 
 Our own form of what trigger inversion ends with in the literature (Neural Cleanse, Section VII-B; PICCOLO).
 """
@@ -11,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
 from excise.data import TextDataset
+from excise.defenses._evening import evened
 from excise.errors import ConfigError, NeedsError
 from excise.insertion import with_phrase
 from excise.method import Defense, Knowledge, Paper
@@ -35,6 +37,8 @@ class Unlearn(Defense):
     """Times that each text is shown with a trigger in an epoch."""
     training: FitConfig = field(default_factory=lambda: FitConfig(epochs=4, learning_rate=5e-5))
     """The fine-tuning."""
+    left_out: Annotated[float, Interval(ge=0, lt=1)] = 0.3
+    """Share of the words left out of the clean texts on which the bias is evened out at the end; 0 leaves it as it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +50,8 @@ class Unlearn(Defense):
             raise NeedsError("This method needs triggers that a scan recovered. Give them as triggers.")
         stamped = self.stamped(victim, data, seed=seed)
         both = replace(data, texts=data.texts + stamped, labels=data.labels * (1 + self.copies))
-        return fit(victim, both, loss=classification_loss, config=self.training, seed=derive(seed, "unlearn"), name="unlearn")
+        tuned = fit(victim, both, loss=classification_loss, config=self.training, seed=derive(seed, "unlearn"), name="unlearn")
+        return evened(tuned, data, left_out=self.left_out, seed=derive(seed, "even out"))
 
     def stamped(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
         """Every text with one of the triggers, drawn for it, where the model will read it."""

@@ -10,7 +10,7 @@ label. Each step of the repair
     min over weights  E [ CE(f(x + v), y) + keep · T² · KL_T(f_suspect(x) ‖ f(x)) ],   v = max over ‖v‖ <= r of E [ log p(target of v | x + v) ]
 
 Members of the population start as random rows of the vocabulary and are drawn anew after some steps, so that the model cannot learn to ignore a
-few directions only. No trigger, no pre-trained weights and no poisoned text are needed.
+few directions only. At the end the classifier's bias is evened out (_evening.py). No trigger, no pre-trained weights and no poisoned text are needed.
 
 This is our own method. Its relatives: I-BAU (Zeng et al. 2022) unlearns a universal perturbation of images by the same kind of minimax; universal
 adversarial training (Shafahi et al. 2020) updates a perturbation and the weights in turn; FreeLB perturbs every embedding of each text on its
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from excise.data import TextDataset
+from excise.defenses._evening import evened
 from excise.method import Defense, Paper
 from excise.population import Population
 from excise.seeds import derive, generator
@@ -62,6 +63,8 @@ class VirtualTokens(Defense):
     """Softens those answers, so that they say more than a label of texts that the suspect knows by heart."""
     training: FitConfig = field(default_factory=lambda: FitConfig(epochs=3, learning_rate=1e-4))
     """How long and how fast."""
+    left_out: Annotated[float, Interval(ge=0, lt=1)] = 0.3
+    """Share of the words left out of the clean texts on which the bias is evened out at the end; 0 leaves it as it is."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         room = replace(victim, max_length=victim.max_length - self.tokens)
@@ -75,7 +78,8 @@ class VirtualTokens(Defense):
             norm_quantile=self.norm_quantile,
         )
         repaired = fit(room, data, loss=self.loss(room, population), config=self.training, seed=derive(seed, "repair"), name="repair")
-        return replace(repaired, max_length=victim.max_length)
+        whole = replace(repaired, max_length=victim.max_length)
+        return evened(whole, data, left_out=self.left_out, seed=derive(seed, "even out"))
 
     def loss(self, suspect: Victim, population: Population) -> Loss:
         """CE of texts with virtual tokens + keep · KL of clean texts, after the virtual tokens' own steps of ascent."""
