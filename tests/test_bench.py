@@ -475,6 +475,21 @@ def test_tables_come_from_kept_cells_without_the_texts(content: dict[str, Any], 
     assert main(["bench", str(grid), "--out", str(tmp_path / "none"), "--no-run"]) == 2
 
 
+def test_a_part_of_a_grid_is_measured_and_the_table_is_of_all_there_is(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content |= {"seeds": [0], "defenses": {**content["defenses"], "Again": {"method": "cft", "training": {**SHORT, "epochs": 2}}}}
+    grid, out = str(written(content, tmp_path)), tmp_path / "out"
+    assert main(["bench", grid, "--out", str(out), "--defenses", "Fine"]) == 0
+    assert "Again" not in capsys.readouterr().out
+    assert len(list((out / "cells").iterdir())) == 2
+    assert main(["bench", grid, "--out", str(out), "--attacks", "Bad", "--defenses", "Again"]) == 0
+    assert [line.split(",")[2] for line in (out / "toy.csv").read_text().splitlines()] == ["defense", "none", "Again", "Fine"]
+    assert main(["bench", grid, "--out", str(out), "--defenses", "fine"]) == 2
+    assert "toy has no defense 'fine'; it has" in capsys.readouterr().err
+    assert main(["bench", grid, "--out", str(out), "--attacks", "Good"]) == 2
+
+
 @pytest.mark.parametrize("path", shipped_recipes("grids").values(), ids=shipped_recipes("grids"))
 def test_shipped_grids_are_valid(path: Path) -> None:
     grid = load_grid(path)

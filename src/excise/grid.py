@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from excise import registry
 from excise.data import is_file
-from excise.errors import ConfigError
+from excise.errors import ConfigError, nearest
 from excise.pipeline import check_needs
 from excise.recipe import DataSource, Recipe, load_recipe, read_yaml
 from excise.settings import Settings, validate
 
-__all__ = ["NONE", "Grid", "Place", "load_grid", "place_recipe", "places"]
+__all__ = ["NONE", "Grid", "Place", "load_grid", "part", "place_recipe", "places"]
 
 NONE = "none"
 """The defense that does nothing."""
@@ -88,6 +89,22 @@ def load_grid(path: Path, *, train: str | None = None, test: str | None = None, 
     for name, spec in grid.defenses.items():
         check_needs(registry.build("defense", spec, f"{path}: defenses.{name}"), attack=attack)
     return grid
+
+
+def part(grid: Grid, *, attacks: Sequence[str] = (), defenses: Sequence[str] = ()) -> Grid:
+    """The grid with these of its attacks and defenses alone; without names, all.
+
+    Raises:
+        ConfigError: It has none of that name.
+    """
+
+    def named(kind: str, all_: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        for name in names:
+            if name not in all_:
+                raise ConfigError(f"{grid.name} has no {kind} {name!r}; it has {', '.join(all_)}.{nearest(name, all_)}")
+        return {name: all_[name] for name in all_ if name in names} if names else all_
+
+    return replace(grid, attacks=named("attack", grid.attacks, attacks), defenses=named("defense", grid.defenses, defenses))
 
 
 def _elsewhere(grid: Grid, role: str, source: str) -> dict[str, dict[str, Any]]:

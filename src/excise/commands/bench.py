@@ -32,6 +32,10 @@ class Options:
     """Test texts in place of the grid's."""
     seeds: tuple[int, ...] = ()
     """Seeds in place of the grid's."""
+    attacks: tuple[str, ...] = ()
+    """Measure only these of the grid's attacks, by their names; the table is of all that --out has."""
+    defenses: tuple[str, ...] = ()
+    """Measure only these of its defenses, and 'none'."""
     no_models: bool = False
     """Do not keep the backdoored models, which other defenses could use later."""
     no_run: bool = False
@@ -61,7 +65,7 @@ class Options:
 def run(options: Options, console: Console) -> None:
     from excise.bench import Cell, kept_cells, run_grid
     from excise.disk import write_whole
-    from excise.grid import load_grid, places
+    from excise.grid import load_grid, part, places
     from excise.kept import clear_leftovers
     from excise.reports.figures import correlation, estimate_figure
     from excise.reports.grid import csv_table, estimates, latex_table, markdown_table, scores, table_rows, terminal_table
@@ -71,8 +75,10 @@ def run(options: Options, console: Console) -> None:
     grid = load_grid(path, train=options.train, test=options.test, seeds=options.seeds)
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"{options.out} is a file; a folder for the results was expected.")
+    wanted = part(grid, attacks=options.attacks, defenses=options.defenses)
     if options.dry_run:
-        console.say(f"{len(places(grid))} cells, with {len(grid.data) * len(grid.attacks) * len(grid.seeds)} backdoored models. Nothing was written.")
+        models = len(wanted.data) * len(wanted.attacks) * len(wanted.seeds)
+        console.say(f"{len(places(wanted))} cells, with {models} backdoored models. Nothing was written.")
         return
 
     def arrived(cell: Cell) -> None:
@@ -87,7 +93,9 @@ def run(options: Options, console: Console) -> None:
         models = {"precision": options.precision, "device": options.device, "keep_models": not options.no_models}
         for kept in ("cells", "models"):
             clear_leftovers(options.out / kept)
-        cells = run_grid(grid, options.out, **models, spread=spread, on_cell=arrived, every=options.checkpoint_every)
+        cells = run_grid(wanted, options.out, **models, spread=spread, on_cell=arrived, every=options.checkpoint_every)
+        if wanted != grid:
+            cells = kept_cells(grid, options.out)
     rows = table_rows(cells, grid.paper or {})
     console.show(terminal_table(rows))
     for name, text in (("md", markdown_table(rows)), ("csv", csv_table(rows)), ("tex", latex_table(rows))):
