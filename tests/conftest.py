@@ -20,6 +20,13 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real data sets beside the checkout, for slow tests; absent on most machines."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that hangs fails with its stack, after ten minutes (pyproject.toml); real models and a busy machine get an hour."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _quiet() -> None:
     torch.set_num_threads(1)
