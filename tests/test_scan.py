@@ -363,6 +363,21 @@ def test_a_base_is_compared_with(suspects: Path, capsys: pytest.CaptureFixture[s
     assert "Inconclusive" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("base", "scanners", "says"),
+    [("nowhere/at/all", "embedding_rows", "There is no folder nowhere/at/all"), (None, "anomalous_heads", "none of anomalous_heads compares with")],
+)
+def test_a_base_that_helps_nothing_is_refused(
+    base: str | None, scanners: str, says: str, suspects: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else it would be noticed minutes later, or never."""
+    scan_it = ["scan", str(suspects / "bad"), "--data", str(suspects / "clean.csv"), "--scanners", scanners]
+    assert main([*scan_it, "--base", base or str(suspects / "bad")]) == 2
+    told = capsys.readouterr()
+    assert says in told.err
+    assert "Scanning" not in told.out
+
+
 def test_few_texts_are_no_scan(suspects: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scan", str(suspects / "bad"), "--data", str(suspects / "few.csv"), "--scanners", "trigger_search"]) == 3
     shown = capsys.readouterr().out

@@ -56,7 +56,7 @@ def run(options: Options, console: Console) -> int:
     begun = time.monotonic()
     scanners = chosen(options.scanners)
     if options.base:
-        scanners = {name: replace(one, base=options.base) if hasattr(one, "base") else one for name, one in scanners.items()}  # type: ignore[type-var]
+        scanners = _with_base(scanners, options.base)
     if not options.budget > 0 or options.most_texts < 1:
         raise ConfigError(f"--budget {options.budget:g} and --most-texts {options.most_texts} must be above 0.")
     if options.out:
@@ -93,6 +93,21 @@ def chosen(specs: tuple[str, ...]) -> dict[str, Scanner]:
             raise ConfigError(f"--scanners names {name} twice. Give each once.")
         found[name] = scanner
     return found
+
+
+def _with_base(scanners: dict[str, Scanner], base: str) -> dict[str, Scanner]:
+    """The scanners, those that can compare with a base told of it.
+
+    Raises:
+        CheckpointError: There is no such base.
+        ConfigError: None of them can.
+    """
+    from excise.checkpoint import resolve_checkpoint
+
+    if not any(hasattr(one, "base") for one in scanners.values()):
+        raise ConfigError(f"--base {base}: none of {', '.join(scanners)} compares with a base. Leave it out, or ask embedding_rows as well.")
+    resolve_checkpoint(base)
+    return {name: replace(one, base=base) if hasattr(one, "base") else one for name, one in scanners.items()}  # type: ignore[type-var]
 
 
 def _told(options: Options, victim: Victim, data: TextDataset, rows: tuple[ScannerRow, ...], inputs: dict[str, str], begun: float) -> ScanResult:
