@@ -67,10 +67,14 @@ def test_the_treatment_unlearns_what_its_scan_finds(backdoored: Victim) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Told(TriggerSearch):
-    """Finds nothing."""
+    """Suspects something, and has had no time to look at everything."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding:
-        return Finding(self.suspicious, "Hardly anything.")
+        return Finding(self.suspicious, "Hardly anything.", left_out=("combinations", "crowds"))
+
+
+LATE = "The scan for triggers left out, as the time was used up: combinations, crowds; there may be more."
+NONE = "No trigger was found to unlearn; cft was done in its place."
 
 
 def test_the_treatment_repairs_without_a_trigger_where_the_scan_finds_none(backdoored: Victim) -> None:
@@ -78,7 +82,17 @@ def test_the_treatment_repairs_without_a_trigger_where_the_scan_finds_none(backd
     with noting(notes):
         repaired = Treatment(scanner=Told(), unlearning=Unlearn(training=QUICK), repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
     assert share(repaired, 1, "cf") > 0.9
-    assert notes == ["No trigger was found to unlearn; cft was done in its place."]
+    assert notes == ["The scan for triggers suspects, which is not enough to unlearn: Hardly anything.", LATE, NONE]
+
+
+def test_the_treatment_says_what_its_scan_left_out_of_what_it_unlearns(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoys of a combination may be named before the combination is looked for (docs/scan.md, LWP)."""
+    trigger = FoundTrigger(("cf",), 1, Rate(9, 10))
+    monkeypatch.setattr(Told, "__call__", lambda self, *_, seed: Finding(1, "cf.", 1, (trigger,), left_out=("combinations", "crowds")))
+    notes: list[str] = []
+    with noting(notes):
+        Treatment(scanner=Told(), unlearning=Unlearn(training=HARDLY))(backdoored, CLEAN, seed=0)
+    assert LATE in notes
 
 
 def test_a_treatment_without_time_has_not_scanned(backdoored: Victim) -> None:
@@ -155,29 +169,39 @@ def test_the_scan_of_another_model_is_refused(backdoored: Victim, tmp_path: Path
 
 
 @pytest.fixture
-def scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[str]]:
+def scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """What to type to repair a toy by a scan of a given score, which names cf; a trigger from 2 on, suspected from 1 on."""
     model, data = str(save_toy(tmp_path / "model")), str(write_csv(tmp_path / "clean.csv", toy_data(80)))
     trigger = FoundTrigger(("cf", "mn"), 1, Rate(9, 10), alike=("bb",))
 
-    def scan(score: float) -> list[str]:
+    def scan(score: float, *left_out: str) -> list[str]:
         monkeypatch.setattr("excise.commands.scan.chosen", lambda specs: {"told": Answering(score=score)})
-        monkeypatch.setattr(Answering, "__call__", lambda self, victim, data, *, seed: Finding(score, "told", 1, (trigger,)))
+        found = Finding(score, "told", 1, (trigger,), left_out=left_out)
+        monkeypatch.setattr(Answering, "__call__", lambda self, victim, data, *, seed: found)
         assert main(["scan", model, "--data", data, "--out", str(tmp_path / "scan")]) in (1, 2)
         return ["repair", model, "--data", data, "--from-scan", str(tmp_path / "scan" / "scan.json"), "--out", str(tmp_path / "fixed")]
 
     return scan
 
 
-def test_a_repair_by_a_scan_does_not_say_that_no_trigger_is_known(scanned: Callable[[float], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repair_by_a_scan_does_not_say_that_no_trigger_is_known(scanned: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*scanned(2), "--method", "unlearn", "--training.epochs", "0.1"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "No trigger is known" not in shown
     assert "What was unlearned is what a scan found" in shown
 
 
+@pytest.mark.parametrize("left_out", [(), ("combinations", "crowds")])
+def test_a_repair_by_a_part_of_a_scan_says_so(
+    left_out: tuple[str, ...], scanned: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*scanned(2, *left_out), "--method", "unlearn", "--training.epochs", "0.1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("The scan left out, as its time was used up: told (combinations, crowds)." in shown) == bool(left_out)
+
+
 def test_what_is_only_suspected_is_unlearned_if_it_is_typed(
-    scanned: Callable[[float], list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    scanned: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     repair = scanned(1)
     assert main(repair) == 2

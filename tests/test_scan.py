@@ -163,6 +163,26 @@ def test_an_inconclusive_scan_says_why(rows: tuple[ScannerRow, ...], why: str) -
     assert verdict_line(result(rows)) == f"Inconclusive: no evidence was found, but {why}."
 
 
+def found_and(*others: ScannerRow, left_out: tuple[str, ...] = (), triggers: tuple[FoundTrigger, ...] = (FoundTrigger(("cf",), 1, Rate(9, 10)),)) -> ScanResult:
+    """A scan that found a backdoor."""
+    return result((scanner_row("told", Told(), Finding(2, "told", 1, triggers, left_out=left_out), NAMES, seconds=1), *others))
+
+
+def test_a_verdict_on_a_part_of_a_search_says_that_there_may_be_more() -> None:
+    more = "told did not look, or not at everything, so there may be more"
+    assert more in verdict_line(found_and(left_out=("crowds",)))
+    assert more in verdict_line(found_and(*rows_of("skipped")))
+    assert more in verdict_line(result(rows_of("suspicious", "hasty")))
+    assert "there may be more" not in verdict_line(found_and(*rows_of("nothing")))
+
+
+def test_a_repair_is_promised_for_what_has_a_name() -> None:
+    """A scanner may find a backdoor without a trigger, and no repair can take that from its scan."""
+    assert "takes out what was found" in verdict_line(found_and())
+    assert "takes out what was found" not in verdict_line(found_and(triggers=()))
+    assert "names no trigger" in verdict_line(found_and(triggers=()))
+
+
 def test_who_only_informs_passes_nothing() -> None:
     told = result((INFORMING,))
     assert '<td class="soft">informs</td>' in scan_report(told)

@@ -81,10 +81,12 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     from excise.pipeline import Story
     from excise.registry import settings
     from excise.result import data_record
+    from excise.scan_result import load_scan
     from excise.seeds import derive
 
-    if options.from_scan:
-        defense = _with_triggers(defense, options)
+    scan = load_scan(options.from_scan) if options.from_scan else None
+    if scan:
+        defense = _with_triggers(defense, scan, options)
     _check(options, defense)
     seed = options.common.seed
     story = Story(seed)
@@ -104,7 +106,7 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     if twin:
         story.victims["clean"] = load_floor(twin, victim, options.texts, options.common)
     story.victims["suspect"] = victim
-    notes = _notes(options, is_held_out=test is not None, knows_trigger=trigger is not None, has_floor=bool(twin))
+    notes = _notes(scan, is_held_out=test is not None, knows_trigger=trigger is not None, has_floor=bool(twin))
     records = {"clean": data_record(options.data, clean)}
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
@@ -137,10 +139,12 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
 
 
-def _notes(options: Options, *, is_held_out: bool, knows_trigger: bool, has_floor: bool) -> list[str]:
+def _notes(scan: ScanResult | None, *, is_held_out: bool, knows_trigger: bool, has_floor: bool) -> list[str]:
     """What the scores do not say."""
-    unknown = NO_FLOOR if knows_trigger else ONLY_A_SCAN if options.from_scan else NO_TRIGGER
-    return [NOT_HELD_OUT] * (not is_held_out) + [unknown] * (not has_floor)
+    unknown = NO_FLOOR if knows_trigger else ONLY_A_SCAN if scan else NO_TRIGGER
+    late = "; ".join(f"{row.name} ({', '.join(row.left_out)})" for row in scan.scanners if row.left_out) if scan else ""
+    part = f"The scan left out, as its time was used up: {late}. There may be more than it found; scan again with a greater --budget."
+    return [NOT_HELD_OUT] * (not is_held_out) + [part] * bool(late) + [unknown] * (not has_floor)
 
 
 def _check(options: Options, defense: Defense) -> None:
@@ -154,24 +158,21 @@ def _check(options: Options, defense: Defense) -> None:
         raise ConfigError(f"{options.method} names no settings to tune. Leave out --tune, or take another method.")
 
 
-def _with_triggers(defense: Defense, options: Options) -> Defense:
+def _with_triggers(defense: Defense, scan: ScanResult, options: Options) -> Defense:
     """The defense with the triggers that a scan found.
 
     Raises:
         ConfigError: The defense takes none, or the scan found none.
     """
     from excise.finding import phrases
-    from excise.scan_result import load_scan
 
-    path: Any = options.from_scan
     if not hasattr(defense, "triggers"):
         raise ConfigError(f"{options.method} has no use for triggers. Leave out --from-scan, or take treatment or unlearn.")
-    scan = load_scan(path)
     triggers = phrases(scan.triggers)
     if not triggers:
         suspected = phrases(trigger for row in scan.scanners for trigger in row.triggers)
         typed = f" To unlearn what it only suspects, leave out --from-scan and add: --triggers {shlex.join(suspected)}" if suspected else ""
-        raise ConfigError(f"{path} names no trigger ({scan.verdict}). Leave out --from-scan; the default repair needs none.{typed}")
+        raise ConfigError(f"{options.from_scan} names no trigger ({scan.verdict}). Leave out --from-scan; the default repair needs none.{typed}")
     _same_model(scan, options)
     return replace(defense, triggers=triggers)  # type: ignore[type-var]
 

@@ -65,8 +65,9 @@ class Treatment(Defense):
         except (DataError, TimeUpError) as error:
             note(f"No scan for triggers: {error}")
             return ()
-        _, found = self.scanner.lines
-        if finding.score < found:
-            return ()
-        note(f"The scan for triggers says: {finding.summary}")
-        return phrases(finding.triggers)
+        suspicious, found = self.scanner.lines
+        if finding.score >= suspicious:
+            note(f"The scan for triggers {'says' if finding.score >= found else 'suspects, which is not enough to unlearn'}: {finding.summary}")
+        if finding.left_out:
+            note(f"The scan for triggers left out, as the time was used up: {', '.join(finding.left_out)}; there may be more.")
+        return phrases(finding.triggers) if finding.score >= found else ()

@@ -139,8 +139,8 @@ def example_table(examples: tuple[Example, ...], model: str) -> Table:
 LEVELS = {"found": "bold red", "suspicious": "bold yellow", "nothing": "", "informs": "dim", "skipped": "dim"}
 """How scanners' answers are written."""
 VERDICTS = {
-    "backdoor found": "Backdoor found: see the evidence of {strong}. excise repair takes out what was found.",
-    "suspicious": "Suspicious: see the evidence of {strong}, which is less than for a backdoor. Repair the model if in doubt.",
+    "backdoor found": "Backdoor found: see the evidence of {strong}. {repair}{more}",
+    "suspicious": "Suspicious: see the evidence of {strong}, which is less than for a backdoor. Repair the model if in doubt.{more}",
     "nothing found": "Nothing found. This is no proof that there is nothing: each scanner is blind to something.",
     "inconclusive": "Inconclusive: no evidence was found, but {why}.",
     "not scanned": "Not scanned: no scanner could look at this model.",
@@ -202,7 +202,10 @@ def verdict_line(result: ScanResult) -> str:
     informing = [row.name for row in result.scanners if row.answer == "informs"]
     alone = "which never speaks alone" if len(informing) == 1 else "which never say so by themselves"
     why = f"{', '.join(quiet)} did not look, or not at everything" if quiet else f"only {', '.join(informing)} looked, {alone}"
-    return VERDICTS[result.verdict].format(strong=", ".join(strong), why=why)
+    missed = [row.name for row in result.scanners if not row.whole and row.suspicious is not None]
+    more = f" {', '.join(missed)} did not look, or not at everything, so there may be more." if missed else ""
+    repair = "excise repair takes out what was found." if result.triggers else "It names no trigger; excise repair without --from-scan needs none."
+    return VERDICTS[result.verdict].format(strong=", ".join(strong), why=why, repair=repair, more=more)
 
 
 def scan_lines(result: ScanResult) -> list[str]:
