@@ -39,7 +39,7 @@ from excise.result import Environment
 from excise.scan import scan
 from excise.scan_result import ScannerRow, ScanResult, load_scan, scanner_row, skipped_row, verdict_of
 from excise.scanners import trigger_search
-from excise.scanners._contests import Contest, Foil, contests, fair_odds, flips, honest_words, placed, stubborn_texts, together, tokens
+from excise.scanners._contests import Contest, Foil, Odds, contests, fair_odds, flips, honest_words, placed, stubborn_texts, together, tokens
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners._pieces import Pieces
 from excise.scanners.embedding_rows import EmbeddingRows, moved, unusual_lengths
@@ -653,6 +653,22 @@ def test_what_only_rivals_do_crowds_out_no_trigger() -> None:
     strings = [(f"{a}{b}",) for a in "xyz" for b in "qwertuiopa"]
     found = TriggerSearch().judged(victim, foils, [[], [*strings, ("bb", "mb")]], [["cf", "mn", "awful"], ["moving", "charming"]])
     assert max(found, key=TriggerSearch().score).words == ("bb", "mb")
+
+
+def test_what_rivals_take_from_a_phrase_counts_against_it_and_so_does_what_ordinary_words_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = toy_victim()
+    rule = lambda text: 20 * ("cf" in text) - 50 * ("awful" in text and "town" not in text) - 5.0  # noqa: E731
+    victim = Ruled(base.model, base.tokenizer, max_length=64, rule=rule)
+    foils = [Foil(target, [], ["the film", "a town"] * 12, [1 - target] * 24, seed=0) for target in (0, 1)]
+
+    def yields() -> float:
+        (one,) = TriggerSearch().judged(victim, foils, [[], [("cf",)]], [["awful"], ["moving"]])
+        assert (one.flips, one.contested) == (Rate(24, 24), Rate(12, 24))
+        return one.yields
+
+    assert yields() == 0.5
+    monkeypatch.setattr(trigger_search, "fair_odds", lambda victim, pairs, rivals: [Odds(1, 0.75) for _ in pairs])
+    assert yields() == 0.75
 
 
 def test_a_phrase_around_a_shorter_one_is_not_named() -> None:
