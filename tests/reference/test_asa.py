@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
@@ -284,6 +285,22 @@ def test_only_the_chosen_heads_change(architecture: str, heads: list[tuple[int, 
         if name in allowed and name.endswith("weight"):
             assert changed[mask].mean() > 0.5, f"{name} did not change where it belongs to a chosen head"
     assert all(parameter.requires_grad and not parameter._backward_hooks for parameter in tuned.model.parameters())
+
+
+def test_what_is_frozen_has_no_say_in_the_norm_that_gradients_are_clipped_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, heads, seen = toy_victim(), [(1, 0)], list[list[torch.Tensor]]()
+    clip = Accelerator.clip_grad_norm_
+
+    def clipped(self: Accelerator, parameters: list[torch.nn.Parameter], *args: Any) -> Any:
+        seen.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
+        return clip(self, parameters, *args)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clipped)
+    asa.fit_heads(victim, toy_data(8), heads, loss=classification_loss, config=FitConfig(epochs=1, batch_size=8), seed=0)
+    masks = [part.mask for part in asa.head_parameters(victim.model, heads)]
+    for gradient, mask in zip(seen[0], masks, strict=True):
+        assert not gradient[~mask].any()
+    assert any(gradient.any() for gradient in seen[0])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
