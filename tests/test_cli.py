@@ -248,7 +248,7 @@ def test_repair_without_a_known_trigger(story: Story, tmp_path: Path, run: Run) 
     )
     assert "Repairing" in shown
     assert "CACC" in shown
-    assert "No trigger is known" in shown
+    assert "No trigger was given" in shown
     assert f"Wrote {tmp_path / 'o'}" in shown
 
 

@@ -188,7 +188,7 @@ def test_a_repair_by_a_scan_does_not_say_that_no_trigger_is_known(scanned: Calla
     assert main([*scanned(2), "--method", "unlearn", "--training.epochs", "0.1"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "No trigger is known" not in shown
-    assert "What was unlearned is what a scan found" in shown
+    assert "Whether the triggers that were unlearned are all that was planted is not known" in shown
 
 
 @pytest.mark.parametrize("left_out", [(), ("combinations", "crowds")])
@@ -198,6 +198,16 @@ def test_a_repair_by_a_part_of_a_scan_says_so(
     assert main([*scanned(2, *left_out), "--method", "unlearn", "--training.epochs", "0.1"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert ("The scan left out, as its time was used up: told (combinations, crowds)." in shown) == bool(left_out)
+
+
+def test_a_treatment_that_names_triggers_does_not_say_that_none_is_known(backdoored: Victim, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backdoored.save(tmp_path / "bad")
+    data = str(write_csv(tmp_path / "clean.csv", CLEAN))
+    assert main(["repair", str(tmp_path / "bad"), "--data", data, "--out", str(tmp_path / "fixed")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "were unlearned: cf" in shown
+    assert "No trigger is known" not in shown
+    assert "No trigger was given" in shown
 
 
 def test_what_is_only_suspected_is_unlearned_if_it_is_typed(
@@ -210,6 +220,7 @@ def test_what_is_only_suspected_is_unlearned_if_it_is_typed(
     assert error.endswith("""To unlearn what it only suspects, leave out --from-scan and add: --triggers 'cf mn' bb""")
     typed = [word for word in repair if word != "--from-scan" and not word.endswith("scan.json")]
     assert main([*typed, "--method", "unlearn", "--triggers", "cf mn", "bb", "--training.epochs", "0.1"]) == 0
+    assert "No trigger" not in capsys.readouterr().out
     repaired = load_result(tmp_path / "fixed" / "excise-result.json").rows[-1]
     assert repaired.method
     assert repaired.method["triggers"] == ["cf mn", "bb"]

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from excise.victim import Victim
 
 NO_FLOOR = "No clean twin is at hand, so the ASR floor is not known; clean flips are its nearest stand-in."
-NO_TRIGGER = "No trigger is known, so the ASR cannot be measured: the repair may have removed a backdoor, part of one, or there was none."
-ONLY_A_SCAN = (
-    "What was unlearned is what a scan found. Whether that is all that was planted is not known, so the ASR cannot be measured; scan the repaired "
-    "model as well."
+NO_TRIGGER = "No trigger was given, so the ASR cannot be measured: the repair may have removed a backdoor, part of one, or there was none."
+ONLY_UNLEARNED = (
+    "Whether the triggers that were unlearned are all that was planted is not known, so the ASR cannot be measured; scan the repaired model as well."
 )
 NOT_HELD_OUT = "Nothing was held out (--holdout 0), so CACC is measured on the texts that the repair used and says little."
 

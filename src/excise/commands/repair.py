@@ -12,7 +12,7 @@ from excise.commands._shared import (
     NO_FLOOR,
     NO_TRIGGER,
     NOT_HELD_OUT,
-    ONLY_A_SCAN,
+    ONLY_UNLEARNED,
     hold_out,
     inputs_of,
     known_backdoor,
@@ -106,7 +106,8 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     if twin:
         story.victims["clean"] = load_floor(twin, victim, options.texts, options.common)
     story.victims["suspect"] = victim
-    notes = _notes(scan, is_held_out=test is not None, knows_trigger=trigger is not None, has_floor=bool(twin))
+    known = {"knows_trigger": trigger is not None, "has_triggers": bool(getattr(defense, "triggers", ())), "has_floor": bool(twin)}
+    notes = _notes(scan, is_held_out=test is not None, **known)
     records = {"clean": data_record(options.data, clean)}
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
@@ -139,9 +140,9 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
 
 
-def _notes(scan: ScanResult | None, *, is_held_out: bool, knows_trigger: bool, has_floor: bool) -> list[str]:
+def _notes(scan: ScanResult | None, *, is_held_out: bool, knows_trigger: bool, has_triggers: bool, has_floor: bool) -> list[str]:
     """What the scores do not say."""
-    unknown = NO_FLOOR if knows_trigger else ONLY_A_SCAN if scan else NO_TRIGGER
+    unknown = NO_FLOOR if knows_trigger else ONLY_UNLEARNED if has_triggers else NO_TRIGGER
     late = "; ".join(f"{row.name} ({', '.join(row.left_out)})" for row in scan.scanners if row.left_out) if scan else ""
     part = f"The scan left out, as its time was used up: {late}. There may be more than it found; scan again with a greater --budget."
     return [NOT_HELD_OUT] * (not is_held_out) + [part] * bool(late) + [unknown] * (not has_floor)
