@@ -440,7 +440,8 @@ def test_a_jury_is_large_enough_to_find_a_trigger_or_there_is_none(right: int) -
     logits[rows[:right]] = torch.tensor([1.0, 0.0])
     stubborn = partial(stubborn_texts, toy_victim(), data, logits, 1, [("the",)], 64, seed=0)
     if right < 19:
-        with pytest.raises(DataError, match="fewer than ten texts that are not 'positive'"):
+        told = f"is right about {right} of 50 texts that are not 'positive', and sure about {(right + 1) // 2}; 10 are needed"
+        with pytest.raises(DataError, match=f"{told}. Give more texts, and make sure that their labels are the model's"):
             stubborn()
     else:
         jury = stubborn().jury

@@ -70,7 +70,7 @@ def stubborn_texts(
         seed: Decides which texts.
 
     Raises:
-        DataError: It is sure about fewer than ten, or no jury could find anything.
+        DataError: It is right and sure about fewer than ten.
     """
     rows = [i for i, label in enumerate(data.labels) if label != target]
     texts = [data.texts[i] for i in rows]
@@ -78,7 +78,10 @@ def stubborn_texts(
     order = margin(logits[rows], target).masked_fill(~right, torch.inf).argsort().tolist()
     sure = [i for i in order[: (int(right.sum()) + 1) // 2] if right[i]]
     if len(sure) < FEWEST:
-        raise DataError(f"The model is right and sure about fewer than ten texts that are not {data.label_names[target]!r}. Give more texts.")
+        raise DataError(
+            f"The model is right about {int(right.sum())} of {len(rows)} texts that are not {data.label_names[target]!r}, and sure about {len(sure)}; "
+            f"{FEWEST} are needed. Give more texts, and make sure that their labels are the model's."
+        )
     random = generator(seed, "stubborn", target)
     tried = random.sample(sure, min(len(sure), 2 * jury))
     moved = torch.stack([moves(victim, phrase, [texts[i] for i in tried], target, seed=seed) for phrase in honest]).mean(dim=0)
