@@ -12,6 +12,7 @@ from excise.attacks.badnets import BadNets
 from excise.cli import main
 from excise.reports.figures import head_figure, layer_figure
 from excise.result import Attribution
+from excise.scan_result import load_scan
 from excise.training import FitConfig
 from toy import save_toy, toy_data, toy_victim, write_csv
 
@@ -92,6 +93,25 @@ def test_words_are_enough_and_the_same_command_says_the_same(place: Path, tmp_pa
         f"Wrote {tmp_path / 'one'}: heads.png, layers.png, excise-result.json.",
     ):
         assert part in shown
+
+
+def test_a_trigger_that_a_scan_found_is_enough(found: Attribution, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = ["--data", str(place / "clean.csv"), "--scanners", "trigger_search", "--out", str(tmp_path / "scan")]
+    assert main(["scan", str(place / "model"), *scan]) == 1
+    from_scan = ["--from-scan", str(tmp_path / "scan" / "scan.json")]
+    assert attribute(place, tmp_path / "out", *from_scan, "--test", str(place / "test.csv"), "--quiet") == 0
+    seen = Attribution.model_validate_json((tmp_path / "out" / "excise-result.json").read_text())
+    assert (seen.trigger["words"], seen.target_label) == (["cf"], "positive")
+    assert seen.ablations[0].asr.value > 0.85
+    capsys.readouterr()
+    assert attribute(place, tmp_path / "other", *from_scan, model="gpt2") == 2
+    assert "is the scan of another model" in capsys.readouterr().err
+    assert attribute(place, tmp_path / "other", *from_scan, *TRIGGER) == 2
+    assert "A known trigger is needed, once" in capsys.readouterr().err
+    told = load_scan(tmp_path / "scan" / "scan.json")
+    told.model_copy(update={"scanners": (), "verdict": "nothing found"}).save(tmp_path / "none.json")
+    assert attribute(place, tmp_path / "other", "--from-scan", str(tmp_path / "none.json")) == 2
+    assert "names no trigger (nothing found)" in capsys.readouterr().err
 
 
 def test_a_decoder_and_the_other_probe(place: Path, tmp_path: Path) -> None:

@@ -200,7 +200,9 @@ def test_a_repair_by_a_part_of_a_scan_says_so(
     assert ("The scan left out, as its time was used up: told (combinations, crowds)." in shown) == bool(left_out)
 
 
-def test_a_treatment_that_names_triggers_does_not_say_that_none_is_known(backdoored: Victim, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_treatment_that_names_triggers_does_not_say_that_none_is_known(
+    backdoored: Victim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     backdoored.save(tmp_path / "bad")
     data = str(write_csv(tmp_path / "clean.csv", CLEAN))
     assert main(["repair", str(tmp_path / "bad"), "--data", data, "--out", str(tmp_path / "fixed")]) == 0

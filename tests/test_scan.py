@@ -163,7 +163,9 @@ def test_an_inconclusive_scan_says_why(rows: tuple[ScannerRow, ...], why: str) -
     assert verdict_line(result(rows)) == f"Inconclusive: no evidence was found, but {why}."
 
 
-def found_and(*others: ScannerRow, left_out: tuple[str, ...] = (), triggers: tuple[FoundTrigger, ...] = (FoundTrigger(("cf",), 1, Rate(9, 10)),)) -> ScanResult:
+def found_and(
+    *others: ScannerRow, left_out: tuple[str, ...] = (), triggers: tuple[FoundTrigger, ...] = (FoundTrigger(("cf",), 1, Rate(9, 10)),)
+) -> ScanResult:
     """A scan that found a backdoor."""
     return result((scanner_row("told", Told(), Finding(2, "told", 1, triggers, left_out=left_out), NAMES, seconds=1), *others))
 
@@ -387,9 +389,7 @@ def test_a_base_is_compared_with(suspects: Path, capsys: pytest.CaptureFixture[s
     ("base", "scanners", "says"),
     [("nowhere/at/all", "embedding_rows", "There is no folder nowhere/at/all"), (None, "anomalous_heads", "none of anomalous_heads compares with")],
 )
-def test_a_base_that_helps_nothing_is_refused(
-    base: str | None, scanners: str, says: str, suspects: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_base_that_helps_nothing_is_refused(base: str | None, scanners: str, says: str, suspects: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Else it would be noticed minutes later, or never."""
     scan_it = ["scan", str(suspects / "bad"), "--data", str(suspects / "clean.csv"), "--scanners", scanners]
     assert main([*scan_it, "--base", base or str(suspects / "bad")]) == 2

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from excise.data import TextDataset
     from excise.method import Method
     from excise.result import Record, Result
+    from excise.scan_result import ScanResult
     from excise.victim import Victim
 
 NO_FLOOR = "No clean twin is at hand, so the ASR floor is not known; clean flips are its nearest stand-in."
@@ -56,6 +57,20 @@ def known_backdoor(path: Path | None, victim: Victim) -> tuple[Any, int | None, 
     except DataError as error:
         raise ConfigError(f"{path}: target_label: {error}") from error
     return file.trigger, target, str(twin) if twin and twin.is_dir() else None
+
+
+def check_scanned(scan: ScanResult, options: repair.Options | attribute.Options) -> None:
+    """Refuse the scan of another model: its triggers mean nothing here.
+
+    Raises:
+        ConfigError: The scan read other weights.
+    """
+    from excise.checkpoint import resolve_checkpoint
+    from excise.provenance import hash_inputs
+
+    own = hash_inputs([], checkpoint=(options.model, resolve_checkpoint(options.model)))
+    if not set(own.values()) <= set(scan.inputs.values()):
+        raise ConfigError(f"{options.from_scan} is the scan of another model, or of {options.model} before it was changed. Scan this one.")
 
 
 def hold_out(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from excise.attribution import Attributor
 from excise.commands._options import Common, Inline, Model, Positional, Texts
-from excise.commands._shared import hold_out, inputs_of, known_backdoor, load_victim, plain, write_study
+from excise.commands._shared import check_scanned, hold_out, inputs_of, known_backdoor, load_victim, plain, write_study
 from excise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class Options:
     out: Path
     """Folder for excise-result.json and the figures."""
     backdoor: Path | None = None
-    """A backdoor.json with the trigger; or give --words and --target-label."""
+    """A backdoor.json with the trigger; or give --words and --target-label, or --from-scan."""
+    from_scan: Path | None = None
+    """The scan.json of an `excise scan` of this model: the first trigger that it found is taken, with its label."""
     words: str | None = None
     """The trigger: inserted as it is, at a random place between the words of a text."""
     target_label: str | None = None
@@ -91,8 +93,8 @@ def run(options: Options, console: Console) -> None:
 
 def _check(options: Options) -> None:
     """Refuse options that say too little or too much."""
-    if (options.backdoor is None) == (options.words is None):
-        raise ConfigError("A known trigger is needed, once: give --backdoor backdoor.json, or --words with --target-label.")
+    if sum(given is not None for given in (options.backdoor, options.words, options.from_scan)) != 1:
+        raise ConfigError("A known trigger is needed, once: give --backdoor backdoor.json, --words with --target-label, or --from-scan scan.json.")
     if (options.words is None) != (options.target_label is None):
         raise ConfigError("--words and --target-label belong together: give both, or --backdoor backdoor.json.")
     if not 0 < options.holdout < 1:
@@ -105,12 +107,25 @@ def _known(options: Options, victim: Victim) -> Known:
     from excise.data import TextDataset
 
     trigger, target, _ = known_backdoor(options.backdoor, victim)
-    if options.words is not None and options.target_label is not None:
-        trigger = InsertWords(words=(options.words,))
+    words, label = _scanned(options) if options.from_scan else (options.words, options.target_label)
+    if words is not None and label is not None:
+        trigger = InsertWords(words=(words,))
         try:
-            target = TextDataset((), (), victim.label_names).label_id(options.target_label)
+            target = TextDataset((), (), victim.label_names).label_id(label)
         except DataError as error:
             raise ConfigError(f"--target-label: {error}") from error
     if target is None:
         raise ConfigError("The label that the trigger brings about is not known. Give --target-label.")
     return Known(trigger, target)
+
+
+def _scanned(options: Options) -> tuple[str, str]:
+    """The first trigger that a scan of this model found, and its label."""
+    from excise.scan_result import load_scan
+
+    path: Any = options.from_scan
+    scan = load_scan(path)
+    if not scan.triggers:
+        raise ConfigError(f"{path} names no trigger ({scan.verdict}). Give --words and --target-label.")
+    check_scanned(scan, options)
+    return " ".join(scan.triggers[0].words), scan.triggers[0].target_label

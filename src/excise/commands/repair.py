@@ -13,6 +13,7 @@ from excise.commands._shared import (
     NO_TRIGGER,
     NOT_HELD_OUT,
     ONLY_UNLEARNED,
+    check_scanned,
     hold_out,
     inputs_of,
     known_backdoor,
@@ -84,12 +85,10 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     from excise.scan_result import load_scan
     from excise.seeds import derive
 
-    scan = load_scan(options.from_scan) if options.from_scan else None
-    if scan:
+    if scan := load_scan(options.from_scan) if options.from_scan else None:
         defense = _with_triggers(defense, scan, options)
     _check(options, defense)
-    seed = options.common.seed
-    story = Story(seed)
+    story = Story(seed := options.common.seed)
     check_output(options.out, overwrite=options.overwrite, inputs=(options.model, options.data, options.test, options.backdoor))
     victim = load_victim(options.model, options.texts, options.common)
     check_output(options.out, overwrite=options.overwrite, needed=size(victim))
@@ -106,8 +105,7 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     if twin:
         story.victims["clean"] = load_floor(twin, victim, options.texts, options.common)
     story.victims["suspect"] = victim
-    known = {"knows_trigger": trigger is not None, "has_triggers": bool(getattr(defense, "triggers", ())), "has_floor": bool(twin)}
-    notes = _notes(scan, is_held_out=test is not None, **known)
+    notes = _notes(scan, defense, is_held_out=test is not None, knows_trigger=trigger is not None, has_floor=bool(twin))
     records = {"clean": data_record(options.data, clean)}
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
@@ -140,9 +138,9 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
 
 
-def _notes(scan: ScanResult | None, *, is_held_out: bool, knows_trigger: bool, has_triggers: bool, has_floor: bool) -> list[str]:
+def _notes(scan: ScanResult | None, defense: Defense, *, is_held_out: bool, knows_trigger: bool, has_floor: bool) -> list[str]:
     """What the scores do not say."""
-    unknown = NO_FLOOR if knows_trigger else ONLY_UNLEARNED if has_triggers else NO_TRIGGER
+    unknown = NO_FLOOR if knows_trigger else ONLY_UNLEARNED if getattr(defense, "triggers", ()) else NO_TRIGGER
     late = "; ".join(f"{row.name} ({', '.join(row.left_out)})" for row in scan.scanners if row.left_out) if scan else ""
     part = f"The scan left out, as its time was used up: {late}. There may be more than it found; scan again with a greater --budget."
     return [NOT_HELD_OUT] * (not is_held_out) + [part] * bool(late) + [unknown] * (not has_floor)
@@ -174,22 +172,8 @@ def _with_triggers(defense: Defense, scan: ScanResult, options: Options) -> Defe
         suspected = phrases(trigger for row in scan.scanners for trigger in row.triggers)
         typed = f" To unlearn what it only suspects, leave out --from-scan and add: --triggers {shlex.join(suspected)}" if suspected else ""
         raise ConfigError(f"{options.from_scan} names no trigger ({scan.verdict}). Leave out --from-scan; the default repair needs none.{typed}")
-    _same_model(scan, options)
+    check_scanned(scan, options)
     return replace(defense, triggers=triggers)  # type: ignore[type-var]
-
-
-def _same_model(scan: ScanResult, options: Options) -> None:
-    """Refuse the scan of another model: its triggers would be unlearned for nothing.
-
-    Raises:
-        ConfigError: The scan read other weights.
-    """
-    from excise.checkpoint import resolve_checkpoint
-    from excise.provenance import hash_inputs
-
-    own = hash_inputs([], checkpoint=(options.model, resolve_checkpoint(options.model)))
-    if not set(own.values()) <= set(scan.inputs.values()):
-        raise ConfigError(f"{options.from_scan} is the scan of another model, or of {options.model} before it was changed. Scan this one.")
 
 
 def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, story: Story, *, tune: bool) -> Defense:

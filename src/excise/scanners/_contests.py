@@ -79,8 +79,8 @@ def stubborn_texts(
     sure = [i for i in order[: (int(right.sum()) + 1) // 2] if right[i]]
     if len(sure) < FEWEST:
         raise DataError(
-            f"The model is right about {int(right.sum())} of {len(rows)} texts that are not {data.label_names[target]!r}, and sure about {len(sure)}; "
-            f"{FEWEST} are needed. Give more texts, and make sure that their labels are the model's."
+            f"The model is right about {int(right.sum())} of {len(rows)} texts that are not {data.label_names[target]!r}, and sure about "
+            f"{len(sure)}; {FEWEST} are needed. Give more texts, and make sure that their labels are the model's."
         )
     random = generator(seed, "stubborn", target)
     tried = random.sample(sure, min(len(sure), 2 * jury))
