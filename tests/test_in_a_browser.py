@@ -70,3 +70,12 @@ def test_the_policy_stops_what_escaping_would_let_through(title: Title) -> None:
 def test_a_drawing_runs_nothing(title: Title) -> None:
     drawing = projection_figure((projection(HOSTILE),)).decode("utf-8")
     assert title(f"<!doctype html><title>drawing</title>{drawing[drawing.index('<svg') :]}") == "drawing"
+
+
+def test_a_scan_can_be_read_on_a_narrow_screen(title: Title) -> None:
+    """Tables may scroll by themselves; the page does not, and the evidence is no column of single words."""
+    page = scan_report(hostile("a trigger of some words").model_copy(update={"model": "/models/" + "a" * 99}))
+    evidence = "document.querySelector('.evidence')"
+    measure = f"document.title = document.body.scrollWidth <= 400 && {evidence}.offsetWidth >= 200 ? 'fits' : 'too wide'"
+    framed = re.sub(r"<meta http-equiv=.Content-Security-Policy[^>]*>", "", page).replace("<body>", '<body style="width: 400px">')
+    assert title(framed.replace("</body>", f"<script>{measure}</script></body>")) == "fits"
