@@ -226,3 +226,52 @@ def test_what_is_only_suspected_is_unlearned_if_it_is_typed(
     repaired = load_result(tmp_path / "fixed" / "excise-result.json").rows[-1]
     assert repaired.method
     assert repaired.method["triggers"] == ["cf mn", "bb"]
+
+
+def test_the_treatment_estimates_itself_on_canaries(
+    backdoored: Victim, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backdoored.save(tmp_path / "bad")
+    repair = [
+        "repair",
+        str(tmp_path / "bad"),
+        "--data",
+        str(write_csv(tmp_path / "clean.csv", CLEAN)),
+        "--overwrite",
+        "--out",
+        str(tmp_path / "fixed"),
+    ]
+    assert main([*repair, "--no-canaries"]) == 0
+    alone = load_result(tmp_path / "fixed" / "excise-result.json")
+    assert not alone.trials
+    assert not any("canaries" in note for note in alone.notes)
+    assert main([*repair, "--no-canaries", "--canaries"]) == 2
+    assert "--no-canaries contradicts" in capsys.readouterr().err
+    monkeypatch.setattr("excise.canaries.WORDS", 400)
+    assert main(repair) == 0
+    impossible = load_result(tmp_path / "fixed" / "excise-result.json")
+    assert any("There is no estimate on canaries: The vocabulary has only" in note for note in impossible.notes)
+    assert main([*repair, "--canaries"]) == 2, "what was asked for is refused"
+    monkeypatch.setattr("excise.canaries.WORDS", 2)
+    assert main(repair) == 0
+    estimated = load_result(tmp_path / "fixed" / "excise-result.json")
+    assert len(estimated.trials) == 1
+    assert (estimated.rows[-1].cacc, estimated.rows[-1].method) == (alone.rows[-1].cacc, alone.rows[-1].method), "the repair is the same"
+
+
+def test_texts_with_the_labels_turned_round_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(CLEAN).save(tmp_path / "model")
+    wrong = replace(CLEAN, labels=tuple(1 - label for label in CLEAN.labels))
+    for data, said in ((CLEAN, False), (wrong, True)):
+        repair = [
+            "repair",
+            str(tmp_path / "model"),
+            "--data",
+            str(write_csv(tmp_path / "texts.csv", data)),
+            "--out",
+            str(tmp_path / "fixed"),
+            "--overwrite",
+        ]
+        assert main([*repair, "--method", "cft", "--training.epochs", "0.1"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("fewer than by chance. Make sure that their labels are the model's (negative, positive)" in shown) == said

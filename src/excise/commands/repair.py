@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ from excise.commands._shared import (
     write,
 )
 from excise.commands._stopping import resumable
-from excise.errors import ConfigError
+from excise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from excise.console import Console
@@ -63,7 +64,9 @@ class Options:
     """The scan.json of an `excise scan`: the triggers that it found are unlearned, and no scan is made again."""
     canaries: bool = False
     """Plant backdoors of our own in a copy of the model, repair the copy as well, and report how far they vanish: an estimate of the repair's effect
-    for whoever does not know the trigger. Takes more than twice as long."""
+    for whoever does not know the trigger. Takes more than twice as long. The treatment does so by itself, unless triggers are given."""
+    no_canaries: bool = False
+    """Do not let the treatment do so."""
     tune: bool = False
     """Try a few settings of the method on such a copy and take the best. Each takes as long as a repair."""
     overwrite: bool = False
@@ -107,12 +110,13 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     story.victims["suspect"] = victim
     notes = _notes(scan, defense, is_held_out=test is not None, knows_trigger=trigger is not None, has_floor=bool(twin))
     records = {"clean": data_record(options.data, clean)}
+    by_itself = options.method == "treatment" and not (getattr(defense, "triggers", ()) or options.no_canaries)
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
 
     def work() -> Result:
-        tried = options.canaries or options.tune
-        repair = _on_canaries(defense, victim, clean, test or clean, story, tune=options.tune) if tried else defense
+        asked = options.canaries or options.tune
+        repair = _on_canaries(defense, victim, clean, test or clean, story, options) if asked or by_itself else defense
         story.make(options.method, lambda: repair(victim, clean, seed=derive(seed, "defense")), method=repair)
         return story.tell(
             "repair",
@@ -134,7 +138,7 @@ def run(options: Options, defense: Defense, console: Console) -> None:
         write(options.out, options.overwrite, result, save=story.victims[options.method].save, card=True)
     console.scores(result)
     console.trials(result)
-    _hint(result, console)
+    _hint(result, victim.label_names, console)
     console.say(f"Wrote {options.out} (a Hugging Face folder), with report.html.")
 
 
@@ -153,6 +157,8 @@ def _check(options: Options, defense: Defense) -> None:
     if defense.guards:
         raise ConfigError(f"{options.method} guards a model's input and leaves its weights, so there is no repaired checkpoint. Use it in a recipe.")
     check_needs(defense)
+    if options.no_canaries and (options.canaries or options.tune):
+        raise ConfigError("--no-canaries contradicts --canaries and --tune, which is done on them. Leave out one.")
     if options.tune and not defense.tuning:
         raise ConfigError(f"{options.method} names no settings to tune. Leave out --tune, or take another method.")
 
@@ -176,11 +182,14 @@ def _with_triggers(defense: Defense, scan: ScanResult, options: Options) -> Defe
     return replace(defense, triggers=triggers)  # type: ignore[type-var]
 
 
-def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, story: Story, *, tune: bool) -> Defense:
-    """Try the defense on a copy of the victim with canaries, with other settings too if they are to be tuned; what was found is part of the story."""
+def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, story: Story, options: Options) -> Defense:
+    """Try the defense on a copy of the victim with canaries, with other settings too if they are to be tuned; what was found is part of the story.
+
+    Where nobody asked for it and no canary can be planted, that is noted, and the defense stays as it is.
+    """
     from excise.canaries import plant, trial_rows, try_all
     from excise.pipeline import check_needs
-    from excise.progress import noting, stage
+    from excise.progress import note, noting, stage
     from excise.seeds import derive
 
     seed, known = derive(story.seed, "canaries"), {"triggers": getattr(defense, "triggers", ())}
@@ -188,16 +197,28 @@ def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: Tex
         defense = replace(defense, triggers=())  # type: ignore[type-var]
         check_needs(defense)
     with stage("canaries"), noting(story.notes):
-        planted = plant(victim, clean, seed=seed)
-        others = [replace(defense, **settings) for settings in defense.tuning] if tune else []  # type: ignore[type-var]
+        try:
+            planted = plant(victim, clean, seed=seed)
+        except (DataError, ConfigError) as error:
+            if options.canaries or options.tune:
+                raise
+            note(f"There is no estimate on canaries: {error}")
+            return defense
+        others = [replace(defense, **settings) for settings in defense.tuning] if options.tune else []  # type: ignore[type-var]
         trials = try_all([defense, *others], planted, clean, test, seed=seed)
     story.trials = trial_rows(trials, victim.label_names)
     best: Any = trials[0].defense
     return replace(best, **known) if known["triggers"] else best
 
 
-def _hint(result: Result, console: Console) -> None:
-    """What to do when a repair was dear."""
+def _hint(result: Result, labels: Sequence[str], console: Console) -> None:
+    """What to do when a repair was dear, or when the texts do not seem to be the model's."""
+    suspect = next(row.cacc for row in result.rows if row.name == "suspect")
+    if suspect.high < 1 / len(labels):
+        console.say(
+            f"The model itself is right about only {100 * suspect.value:.1f} % of the texts, fewer than by chance. Make sure that their labels are "
+            f"the model's ({', '.join(labels)}): a repair with wrong labels teaches them."
+        )
     cost = 100 * (result.rows[-2].cacc.value - result.rows[-1].cacc.value)
     if cost > DEAR:
         console.say(

@@ -105,7 +105,7 @@ class TriggerSearch(Scanner):
     longest: Annotated[int, Ge(1)] = 3
     """Words in the longest phrase that is tried."""
     jury: Annotated[int, Ge(8)] = 64
-    """Texts that the best are tried on, if there are so many."""
+    """Texts that the best are tried on, at most: twice as many are drawn, three in five of them withstand, and a third of those serve the search."""
     crowd: Annotated[int, Ge(0)] = 8
     """Words that lean to no label are tried so many at a time; 0 leaves them out."""
     guided: tuple[Literal["gradient", "continuous"], ...] = ()
