@@ -482,11 +482,11 @@ def test_a_search_says_what_it_could_find_with_so_few_texts() -> None:
         return TriggerSearch().limit([Foil(i, [], ["film"] * count, [0] * count, 0) for i, count in enumerate(jurors)])
 
     assert limit(50, 24) == (
-        "It tries candidates on 24 texts of other labels: to be suspicious, one word has to turn 15 of them, and 17 to be found; "
-        "two words 21 and 23; three words cannot."
+        "Candidates are tried on 24 texts that withstand honest words, and are found from an ASR there of: "
+        "one word 71 %; two words 96 %; three words not with so few texts."
     )
-    assert limit(64, 64).endswith("one word has to turn 34 of them, and 40 to be found; two words 50 and 55; three words 63 and more than there are.")
-    assert limit(4, 4).endswith("one word has to turn 4 of them, and 4 to be found; two words cannot; three words cannot.")
+    assert limit(64, 64).endswith("one word 62 %; two words 86 %; three words only suspected, from 98 %.")
+    assert limit(4, 4).endswith("one word 100 %; two words not with so few texts; three words not with so few texts.")
     for hits, words, line in ((15, ("cf",), 0.4), (17, ("cf",), 0.5), (21, ("cf", "mn"), 0.4), (23, ("cf", "mn"), 0.5)):
         scores = [TriggerSearch().score(FoundTrigger(words, 1, Rate(count, 24), Rate(count, 24))) for count in (hits - 1, hits)]
         assert scores[0] < line <= scores[1]

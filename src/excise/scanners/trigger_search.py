@@ -67,7 +67,6 @@ from excise.seeds import generator
 from excise.victim import Victim
 from excise.vocabulary import typed_words
 
-NONE = "more than there are"
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 ENOUGH = 0.9
 """A single word that turns this share of the search's texts: nothing is put together of pieces."""
@@ -202,20 +201,18 @@ class TriggerSearch(Scanner):
         return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named)
 
     def limit(self, foils: Sequence[Foil]) -> str:
-        """How many texts of the smallest jury a phrase has to turn: what the number of texts decides."""
-        jurors, parts = min(len(foil.jury) for foil in foils), []
-        for length in range(1, self.longest + 1):
-            surely = [evidence(("",) * length, Rate(hits, jurors).interval[0]) for hits in range(jurors + 1)]
-            least = [next((str(hits) for hits, score in enumerate(surely) if score >= line), NONE) for line in self.lines]
-            need = (
-                "cannot"
-                if least[0] == NONE
-                else f"has to turn {least[0]} of them, and {least[1]} to be found"
-                if length == 1
-                else " and ".join(least)
-            )
-            parts.append(f"{NUMBERS.get(length, str(length))} word{'s' * (length > 1)} {need}")
-        return f"It tries candidates on {jurors} texts of other labels: to be suspicious, {'; '.join(parts)}."
+        """What ASR a trigger needs to be found, on texts that withstand honest words: what the number of texts decides."""
+        jurors = min(len(foil.jury) for foil in foils)
+        parts = [
+            f"{NUMBERS.get(length, str(length))} word{'s' * (length > 1)} {self.needed(length, jurors)}" for length in range(1, self.longest + 1)
+        ]
+        return f"Candidates are tried on {jurors} texts that withstand honest words, and are found from an ASR there of: {'; '.join(parts)}."
+
+    def needed(self, length: int, jurors: int) -> str:
+        """The share of so many texts that a phrase of so many words has to turn."""
+        surely = [evidence(("",) * length, Rate(hits, jurors).interval[0]) for hits in range(jurors + 1)]
+        suspicious, found = (next((f"{100 * hits / jurors:.0f} %" for hits, score in enumerate(surely) if score >= line), "") for line in self.lines)
+        return found or (f"only suspected, from {suspicious}" if suspicious else "not with so few texts")
 
     def score(self, trigger: FoundTrigger) -> float:
         """The evidence of what a phrase surely wins (95 %), or of what its words surely do only together.
