@@ -110,13 +110,11 @@ def run(options: Options, defense: Defense, console: Console) -> None:
     story.victims["suspect"] = victim
     notes = _notes(scan, defense, is_held_out=test is not None, knows_trigger=trigger is not None, has_floor=bool(twin))
     records = {"clean": data_record(options.data, clean)}
-    by_itself = options.method == "treatment" and not (getattr(defense, "triggers", ()) or options.no_canaries)
     if test is not None:
         records["test" if options.test else "holdout"] = data_record(options.test or options.data, test)
 
     def work() -> Result:
-        asked = options.canaries or options.tune
-        repair = _on_canaries(defense, victim, clean, test or clean, story, options) if asked or by_itself else defense
+        repair = _on_canaries(defense, victim, clean, test or clean, story, options)
         story.make(options.method, lambda: repair(victim, clean, seed=derive(seed, "defense")), method=repair)
         return story.tell(
             "repair",
@@ -185,8 +183,11 @@ def _with_triggers(defense: Defense, scan: ScanResult, options: Options) -> Defe
 def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: TextDataset, story: Story, options: Options) -> Defense:
     """Try the defense on a copy of the victim with canaries, with other settings too if they are to be tuned; what was found is part of the story.
 
-    Where nobody asked for it and no canary can be planted, that is noted, and the defense stays as it is.
+    The treatment does so unless it is given triggers; where then no canary can be planted, that is noted, and the defense stays as it is.
     """
+    asked = options.canaries or options.tune
+    if not asked and (options.method != "treatment" or options.no_canaries or getattr(defense, "triggers", ())):
+        return defense
     from excise.canaries import plant, trial_rows, try_all
     from excise.pipeline import check_needs
     from excise.progress import note, noting, stage
@@ -200,7 +201,7 @@ def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: Tex
         try:
             planted = plant(victim, clean, seed=seed)
         except (DataError, ConfigError) as error:
-            if options.canaries or options.tune:
+            if asked:
                 raise
             note(f"There is no estimate on canaries: {error}")
             return defense
