@@ -22,9 +22,9 @@ from excise.training import classification_loss, fit
 
 SHARES = (4, 2, 1)
 """The vocabulary is cut to one word in so many."""
-LAYERS = (3, 3 / 2, 1)
+LAYERS = (2, 3 / 2, 1)
 """A model is cut to its first layers: their number divided by this."""
-TUNING = FitConfig(epochs=1, learning_rate=1e-4)
+TUNING = FitConfig(epochs=3, learning_rate=2e-4)
 """What makes a cut model a classifier again."""
 
 
