@@ -143,3 +143,4 @@ def test_attacks_share_a_twin_where_what_decides_it_is_the_same() -> None:
     fewer, plain = Pruned(layers=1), Pruned()
     assert twin_settings(fewer) != twin_settings(plain)
     assert twin_settings(plain)["training"] == registry.settings(plain)["training"]
+    assert twin_settings(Pruned(attack=BadNets(triggers=("zz",)))) == twin_settings(plain), "what is planted decides no twin"

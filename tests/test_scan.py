@@ -745,7 +745,7 @@ def test_a_guided_search_says_so(backdoored: Victim) -> None:
     search = TriggerSearch(guided=("gradient", "continuous"), rounds=1, leaning=0.02, longest=2, jury=16)
     found = search(backdoored, toy_data(200), seed=0)
     assert found.score > search.found
-    assert found.limit.startswith(f"It tries candidates on {found.triggers[0].flips.n} texts")
+    assert found.limit.startswith(f"Candidates are tried on {found.triggers[0].flips.n} texts")
     assert list(found.measures) == ["share that free vectors turn into 'negative'", "share that free vectors turn into 'positive'"]
 
 

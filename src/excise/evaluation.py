@@ -89,4 +89,5 @@ def clean_twin(attack: Attack, victim: Victim, data: TextDataset, *, seed: int) 
 def twin_settings(attack: Attack) -> dict[str, Any]:
     """The settings that decide a clean twin: attacks that have them in common have the same."""
     plain = registry.settings(attack)
-    return {field: plain[field] for field in attack.twin_fields}
+    inner = {field: value for field in attack.twin_fields if isinstance(value := getattr(attack, field), Attack)}
+    return {field: twin_settings(inner[field]) if field in inner else plain[field] for field in attack.twin_fields}
