@@ -475,6 +475,12 @@ def test_tables_come_from_kept_cells_without_the_texts(content: dict[str, Any], 
     assert main(["bench", str(grid), "--out", str(tmp_path / "none"), "--no-run"]) == 2
 
 
+def test_kept_cells_with_a_setting_without_end_are_found(content: dict[str, Any], tmp_path: Path) -> None:
+    endless = {"method": "badnets", "training": {**SHORT, "max_grad_norm": float("inf")}}  # JSON has no infinity; EP has one by default
+    grid = load_grid(written(content | {"attacks": {"Bad": endless}, "defenses": {}, "seeds": [0]}, tmp_path))
+    assert len(run_grid(grid, tmp_path / "out")) == len(kept_cells(grid, tmp_path / "out")) == 1
+
+
 def test_a_part_of_a_grid_is_measured_and_the_table_is_of_all_there_is(
     content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

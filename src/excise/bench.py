@@ -25,7 +25,7 @@ from excise.disk import write_whole
 from excise.errors import ConfigError, ExciseError
 from excise.evaluation import Scores, clean_twin, evaluate, twin_settings
 from excise.grid import Grid, Place, place_recipe, places
-from excise.kept import digest, file_hash, is_whole, keep_folder
+from excise.kept import digest, digest_as_kept, file_hash, is_whole, keep_folder
 from excise.method import Attack, Backdoor, Defense, Method, Scanner
 from excise.pipeline import Corpus, load_corpus, method_notes, with_training_set
 from excise.progress import noting, report, stage
@@ -172,7 +172,7 @@ def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
 
 
 def _place_and_settings(place: Place, settings: Mapping[str, Any]) -> str:
-    return digest({**vars(place), **{name: value for name, value in settings.items() if name not in ("name", "train", "test")}})
+    return digest_as_kept({**vars(place), **{name: value for name, value in settings.items() if name not in ("name", "train", "test")}})
 
 
 @dataclass(frozen=True)
