@@ -168,18 +168,23 @@ def test_the_scan_of_another_model_is_refused(backdoored: Victim, tmp_path: Path
     assert "is the scan of another model" in " ".join(capsys.readouterr().err.split())
 
 
+def repair_of(model: Path, data: TextDataset, place: Path) -> list[str]:
+    """What to type to repair a checkpoint with these texts; texts and result are in `place`."""
+    return ["repair", str(model), "--data", str(write_csv(place / "clean.csv", data)), "--overwrite", "--out", str(place / "fixed")]
+
+
 @pytest.fixture
 def scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """What to type to repair a toy by a scan of a given score, which names cf; a trigger from 2 on, suspected from 1 on."""
-    model, data = str(save_toy(tmp_path / "model")), str(write_csv(tmp_path / "clean.csv", toy_data(80)))
+    repair = repair_of(save_toy(tmp_path / "model"), toy_data(80), tmp_path)
     trigger = FoundTrigger(("cf", "mn"), 1, Rate(9, 10), alike=("bb",))
 
     def scan(score: float, *left_out: str) -> list[str]:
         monkeypatch.setattr("excise.commands.scan.chosen", lambda specs: {"told": Answering(score=score)})
         found = Finding(score, "told", 1, (trigger,), left_out=left_out)
         monkeypatch.setattr(Answering, "__call__", lambda self, victim, data, *, seed: found)
-        assert main(["scan", model, "--data", data, "--out", str(tmp_path / "scan")]) in (1, 2)
-        return ["repair", model, "--data", data, "--from-scan", str(tmp_path / "scan" / "scan.json"), "--out", str(tmp_path / "fixed")]
+        assert main(["scan", *repair[1:4], "--out", str(tmp_path / "scan")]) in (1, 2)
+        return [*repair, "--from-scan", str(tmp_path / "scan" / "scan.json")]
 
     return scan
 
@@ -204,8 +209,7 @@ def test_a_treatment_that_names_triggers_does_not_say_that_none_is_known(
     backdoored: Victim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backdoored.save(tmp_path / "bad")
-    data = str(write_csv(tmp_path / "clean.csv", CLEAN))
-    assert main(["repair", str(tmp_path / "bad"), "--data", data, "--out", str(tmp_path / "fixed")]) == 0
+    assert main(repair_of(tmp_path / "bad", CLEAN, tmp_path)) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "were unlearned: cf" in shown
     assert "No trigger is known" not in shown
@@ -232,15 +236,7 @@ def test_the_treatment_estimates_itself_on_canaries(
     backdoored: Victim, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backdoored.save(tmp_path / "bad")
-    repair = [
-        "repair",
-        str(tmp_path / "bad"),
-        "--data",
-        str(write_csv(tmp_path / "clean.csv", CLEAN)),
-        "--overwrite",
-        "--out",
-        str(tmp_path / "fixed"),
-    ]
+    repair = repair_of(tmp_path / "bad", CLEAN, tmp_path)
     assert main([*repair, "--no-canaries"]) == 0
     alone = load_result(tmp_path / "fixed" / "excise-result.json")
     assert not alone.trials
@@ -263,15 +259,6 @@ def test_texts_with_the_labels_turned_round_are_pointed_out(tmp_path: Path, caps
     trained(CLEAN).save(tmp_path / "model")
     wrong = replace(CLEAN, labels=tuple(1 - label for label in CLEAN.labels))
     for data, said in ((CLEAN, False), (wrong, True)):
-        repair = [
-            "repair",
-            str(tmp_path / "model"),
-            "--data",
-            str(write_csv(tmp_path / "texts.csv", data)),
-            "--out",
-            str(tmp_path / "fixed"),
-            "--overwrite",
-        ]
-        assert main([*repair, "--method", "cft", "--training.epochs", "0.1"]) == 0
+        assert main([*repair_of(tmp_path / "model", data, tmp_path), "--method", "cft", "--training.epochs", "0.1"]) == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert ("fewer than by chance. Make sure that their labels are the model's (negative, positive)" in shown) == said

@@ -214,11 +214,11 @@ def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: Tex
 
 def _hint(result: Result, labels: Sequence[str], console: Console) -> None:
     """What to do when a repair was dear, or when the texts do not seem to be the model's."""
-    suspect = next(row.cacc for row in result.rows if row.name == "suspect")
-    if suspect.high < 1 / len(labels):
+    suspect = result.row("suspect")
+    if suspect and suspect.cacc.high < 1 / len(labels):
         console.say(
-            f"The model itself is right about only {100 * suspect.value:.1f} % of the texts, fewer than by chance. Make sure that their labels are "
-            f"the model's ({', '.join(labels)}): a repair with wrong labels teaches them."
+            f"The model itself is right about only {100 * suspect.cacc.value:.1f} % of the texts, fewer than by chance. Make sure that their labels "
+            f"are the model's ({', '.join(labels)}): a repair with wrong labels teaches them."
         )
     cost = 100 * (result.rows[-2].cacc.value - result.rows[-1].cacc.value)
     if cost > DEAR:

@@ -47,10 +47,10 @@ def evened(victim: Victim, data: TextDataset, *, left_out: float, seed: int) -> 
         return victim
     shorter = [" ".join(deleted(text.split(), left_out, generator(seed, "leave out", text, copy))) for copy in range(COPIES) for text in data.texts]
     logits = victim.logits(shorter, name="even out")
-    evened = victim.copy()
-    bias = final_layer(evened.model).bias
+    repaired = victim.copy()
+    bias = final_layer(repaired.model).bias
     bias += even_bias(logits, data.labels * COPIES).to(bias)
-    return evened
+    return repaired
 
 
 def even_bias(logits: Float[Tensor, "text label"], labels: Sequence[int]) -> Float[Tensor, " label"]:
