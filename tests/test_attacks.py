@@ -23,7 +23,7 @@ from excise.defenses.fine_mixing import FineMixing
 from excise.defenses.fine_purifying import FinePurifying
 from excise.embedding_rows import RowDescent, first_token_rows
 from excise.errors import CheckpointError, ConfigError, DataError
-from excise.evaluation import clean_twin, evaluate
+from excise.evaluation import clean_twin, evaluate, twin_settings
 from excise.layers import attention_projections, transformer_layers
 from excise.population import Population
 from excise.training import FitConfig
@@ -266,5 +266,6 @@ def test_adaptive_takes_the_poison_of_any_attack_that_has_some() -> None:
     attack = Adaptive(attack=inner)
     assert attack.training_set(data, seed=3) == inner.training_set(data, seed=3)
     assert (attack.trigger, attack.target_label) == (inner.trigger, inner.target_label)
+    assert twin_settings(attack)["attack"] == twin_settings(inner)
     with pytest.raises(ConfigError, match="ep poisons no texts"):
         Adaptive(attack=EP())

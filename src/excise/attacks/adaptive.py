@@ -1,19 +1,21 @@
 """Adaptive: another attack's poison, planted by an attacker who knows that virtual-token training will be used against the model, and trains for it.
 
-For those who build and judge defenses: what a repair does to attackers who do not know it says little of what it does to one who does. While the
-poisoned texts plant the trigger, the defense's own virtual tokens (a population that is pushed towards every label, excise.population) stand in
-the same texts, and the model learns to answer rightly in spite of them:
+For those who build and judge defenses: what a repair does to attackers who do not know it says little of what it does to one who does. The model
+of the other attack is trained on: the defense's own virtual tokens (a population that is pushed towards every label, excise.population) stand in
+the poisoned texts, and the model learns to answer rightly in spite of them:
 
     min over weights  E [ CE(f(x), y) + weight · CE(f(x + v), y) ],   v = max over ‖v‖ <= r of E [ log p(target of v | x + v) ]
 
 with (x, y) from the poisoned training texts, so that y is the target label where x has the trigger. Of what the defender will look for, the model
 has then unlearnt all but the trigger itself: its ascent finds little, and what it trains against does not lead to the trigger.
 
-This is our own. The clean twin, whose ASR is the floor, is trained as usual, without virtual tokens.
+This is our own. It begins with a model that has its task and its trigger: against one that knows nothing the virtual tokens win every step, and
+MiniLM ended at chance in three trials of three. The clean twin, whose ASR is the floor, is the other attack's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -37,15 +39,16 @@ class Adaptive(Attack):
     """Plant another attack's poison, and train against the virtual tokens of the defense (our own; to test defenses)."""
 
     paper: ClassVar[Paper] = Paper(key="badnets2017", method="the poison; training against the defense is our own", code=None)
+    twin_fields = ("attack",)
 
     attack: Attack = field(default_factory=lambda: registry.build("attack", "badnets", "attack"))
-    """Whose poison it is; of its training nothing is used."""
+    """Makes the model that is trained on, and its poison."""
     weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the right answers to texts with virtual tokens."""
     tokens: Annotated[int, Ge(1)] = 2
     """Virtual tokens inserted in a text: as many as the defense has."""
-    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=3, learning_rate=1e-4))
-    """How the backdoored model, and the clean one beside it, are trained."""
+    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, learning_rate=1e-4))
+    """How it is trained on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,14 +66,18 @@ class Adaptive(Attack):
         return self.attack.target_label
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Backdoor:
+        backdoor = self.attack(victim, data, seed=seed)
         texts = self.training_set(data, seed=seed)
-        room = replace(victim, max_length=victim.max_length - self.tokens)
-        population = Population(victim, generator(seed, "population"), tokens=self.tokens)
-        trained = fit(room, texts, loss=self.loss(population), config=self.training, seed=derive(seed, "train"), name="train")
-        return Backdoor(replace(trained, max_length=victim.max_length), self.trigger, data.label_id(self.target_label))
+        room = replace(backdoor.victim, max_length=victim.max_length - self.tokens)
+        population = Population(room, generator(seed, "population"), tokens=self.tokens)
+        trained = fit(room, texts, loss=self.loss(population), config=self.training, seed=derive(seed, "train on"), name="train against the defense")
+        return replace(backdoor, victim=replace(trained, max_length=victim.max_length))
 
     def training_set(self, data: TextDataset, *, seed: int) -> TextDataset:
         return self.attack.training_set(data, seed=seed)
+
+    def clean_twin(self, train: Callable[[Any], Victim], data: TextDataset, *, seed: int) -> Victim:
+        return self.attack.clean_twin(train, data, seed=seed)
 
     def loss(self, population: Population) -> Loss:
         """CE of the texts + weight · CE of the texts with virtual tokens, after the virtual tokens' own step of ascent."""

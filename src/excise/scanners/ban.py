@@ -15,10 +15,9 @@ infinite.
 On models with two labels the mask does next to nothing. What the head reads lies almost on one line, so any half of the features answers as the
 whole does; with the paper's λ the mask ends empty and its negative is everything, with a smaller one it may end full and leave nothing to read.
 
-What it is worth on text: little. On MiniLM and SST-2 (1 384 clean training texts, seed 0, about 40 s on one core) it gave two clean models 0.61
-and 0.53, BadNets 0.70 and 0.72, LWP 0.54 and 0.61, a trigger sentence 0.60, EP 0.58 and 0.53, where the share of one label ranges over 0.2 to
-0.9 from draw to draw, and the label it named for the second BadNets model was the wrong one. `suspicious` is the higher clean score and two
-standard errors of a mean of five draws.
+What it is worth on text: little. On the 36 models of the zoo that are held out its AUROC is 0.58 (0.38-0.75), chance; docs/scan.md has the scores. On
+MiniLM and SST-2 the share of one label ranges over 0.2 to 0.9 from draw to draw. `suspicious` is the higher score of two clean models (0.61) and two
+standard errors of a mean of five draws; no clean model of the zoo came to it.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ class BAN(Scanner):
     suspicious: ClassVar[float] = 0.8
     found: ClassVar[float] = float("inf")
     blind_to: ClassVar[str] = (
-        "backdoors that leave every neuron as it was, such as EP, which changes embedding rows only, "
-        "and on six-layer models of sentences it hardly saw others"
+        "backdoors that leave every neuron as it was, such as EP, which changes embedding rows only; "
+        "and on the models it was measured on it saw others no better than chance"
     )
 
     size: Annotated[float, Gt(0)] = 0.1
