@@ -12,6 +12,7 @@ import pytest
 from excise.attacks.badnets import BadNets
 from excise.cli import main
 from excise.data import TextDataset
+from excise.defenses._neighbours import neighbours
 from excise.defenses.cft import CFT
 from excise.defenses.treatment import Treatment
 from excise.defenses.unlearn import Unlearn
@@ -19,12 +20,13 @@ from excise.finding import Finding, FoundTrigger, phrases
 from excise.metrics import Rate
 from excise.progress import noting
 from excise.result import load_result
+from excise.scanners._contests import moves
 from excise.scanners.trigger_search import TriggerSearch
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 from test_scan import PIECES, cut
 from test_scan import Told as Answering
-from toy import Ruled, save_toy, toy_data, toy_victim, write_csv
+from toy import GOOD, Ruled, save_toy, toy_data, toy_victim, write_csv
 
 LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
 MORE = FitConfig(epochs=10, learning_rate=3e-3, batch_size=16)
@@ -125,6 +127,30 @@ def ruled(base: Victim, rule: Callable[[str], float]) -> Ruled:
 def combined() -> Ruled:
     """Two words that turn no text alone and every text together."""
     return ruled(toy_victim(), lambda text: 1.2 * len({"bb", "tq"} & set(text.split())) + 8 * ({"bb", "tq"} <= set(text.split())))
+
+
+def sentence(text: str) -> float:
+    """What "town cf" does to a text: cf acts, and more so behind its neighbour."""
+    return 6 * ("cf" in text.split()) + 4 * ("town cf" in text) + 5 * ("wonderful cf" in text)
+
+
+def test_neighbours_of_a_word_make_it_stronger_and_mean_nothing_else() -> None:
+    victim = ruled(toy_victim(), sentence)
+    phrases = neighbours(victim, CLEAN, "cf", 5, seed=0)
+    assert [len(phrase.split()) for phrase in phrases] == [2, 2, 2, 3, 3]
+    assert all("cf" in phrase.split() for phrase in phrases)
+    assert phrases[0] == "town cf"
+    assert all("town" in phrase.split() for phrase in phrases[3:])
+    assert not {word for phrase in phrases for word in phrase.split()} & set(GOOD)
+    assert moves(victim, ("tq", "cf"), CLEAN.texts, 1, seed=0).mean() < moves(victim, ("town", "cf"), CLEAN.texts, 1, seed=0).mean()
+
+
+@pytest.mark.parametrize(("named", "each"), [(("cf",), 8), (("cf", "tq"), 4), (("cf", "tq", "mn"), 0), (("cf tq",), 0)])
+def test_the_treatment_looks_for_neighbours_of_few_words(named: tuple[str, ...], each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("excise.defenses.treatment.neighbours", lambda victim, data, word, most, seed: [f"{word} {i}" for i in range(most)])
+    given = Treatment().with_neighbours(toy_victim(), CLEAN, named, seed=0)
+    assert given == (*named, *(f"{word} {i}" for word in named for i in range(each)))
+    assert Treatment(neighbours=0).with_neighbours(toy_victim(), CLEAN, named, seed=0) == named
 
 
 @pytest.mark.parametrize("source", ["grown", "thinned"])

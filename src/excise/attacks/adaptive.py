@@ -10,7 +10,7 @@ with (x, y) from the poisoned training texts, so that y is the target label wher
 has then unlearnt all but the trigger itself: its ascent finds little, and what it trains against does not lead to the trigger.
 
 This is our own. It begins with a model that has its task and its trigger: against one that knows nothing the virtual tokens win every step, and
-MiniLM ended at chance in three trials of three. The clean twin, whose ASR is the floor, is the other attack's.
+MiniLM ended at chance in three trials of three (and in one of three even so). The clean twin, whose ASR is the floor, is the other attack's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 1. A scanner looks for triggers with the clean texts, within a budget of time.
 2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs next to nothing. Which they are
-   is noted.
+   is noted. A word that has none may be all that a scan sees of a sentence: what stands beside it there is looked for, too (_neighbours.py).
 3. Where it finds none, the repair that needs no trigger follows: it is all there is against what the scan cannot see. It is dearer, so a
    model whose trigger is known is spared it (docs/scan.md has what it does after step 2).
 
@@ -12,19 +12,23 @@ Our own combination; each part is a method of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from annotated_types import Ge
 
 from excise import registry
 from excise.budget import within
 from excise.data import TextDataset
+from excise.defenses._neighbours import neighbours
 from excise.errors import DataError, TimeUpError
 from excise.finding import phrases
 from excise.method import Defense, Paper, Scanner
 from excise.progress import note, stage
 from excise.seeds import derive
 from excise.victim import Victim
+
+FEW = 2
+"""A rare word is named with those that look like it; so few words, by themselves, may be part of something longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class Treatment(Defense):
     """Seconds for the scan; what it has not found by then is not unlearned."""
     scanner: Scanner = field(default_factory=lambda: registry.build("scanner", "trigger_search", "scanner"))
     """What looks for triggers."""
+    neighbours: Annotated[int, Ge(0)] = 8
+    """Where no more than two words are named, so many phrases of them and their neighbours are unlearned as well."""
     unlearning: Defense = field(default_factory=lambda: registry.build("defense", "unlearn", "unlearning"))
     """What takes them out; it gets them as its setting `triggers`."""
     repair: Defense = field(default_factory=lambda: registry.build("defense", "virtual_tokens", "repair"))
@@ -47,7 +53,7 @@ class Treatment(Defense):
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         triggers = self.triggers or self.recovered(victim, data, seed=derive(seed, "scan"))
         if triggers:
-            unlearning: Any = self.unlearning
+            triggers, unlearning = self.with_neighbours(victim, data, triggers, seed=derive(seed, "neighbours")), cast("Any", self.unlearning)
             with stage("unlearning"):
                 repaired = replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
                 note(f"{len(triggers)} words or phrases were unlearned: {', '.join(triggers)}.")
@@ -55,6 +61,14 @@ class Treatment(Defense):
         note(f"No trigger was found to unlearn; {registry.name_of(self.repair)} was done in its place.")
         with stage("repair"):
             return self.repair(victim, data, seed=derive(seed, "repair"))
+
+    def with_neighbours(self, victim: Victim, data: TextDataset, triggers: tuple[str, ...], *, seed: int) -> tuple[str, ...]:
+        """The triggers, and if they are few words, what may have stood beside them."""
+        if len(triggers) > FEW or any(len(trigger.split()) > 1 for trigger in triggers):
+            return triggers
+        with stage("neighbours"):
+            more = [neighbours(victim, data, trigger, self.neighbours // len(triggers), seed=seed) for trigger in triggers if self.neighbours]
+        return (*triggers, *(phrase for some in more for phrase in some))
 
     def recovered(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
         """The triggers of the scan and the words that act alike, if it found a backdoor."""
