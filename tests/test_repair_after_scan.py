@@ -16,6 +16,7 @@ from excise.defenses._neighbours import neighbours
 from excise.defenses.cft import CFT
 from excise.defenses.treatment import Treatment
 from excise.defenses.unlearn import Unlearn
+from excise.evaluation import turned
 from excise.finding import Finding, FoundTrigger, phrases
 from excise.metrics import Rate
 from excise.progress import noting
@@ -61,7 +62,7 @@ def backdoored() -> Victim:
 def test_the_treatment_unlearns_what_its_scan_finds(backdoored: Victim) -> None:
     notes: list[str] = []
     with noting(notes):
-        repaired = Treatment(unlearning=Unlearn(training=QUICK), repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
+        repaired = Treatment(neighbours=0, unlearning=Unlearn(training=QUICK), repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
     assert share(backdoored, 1, "cf") > 0.9
     assert share(repaired, 1, "cf") < 0.3
     assert any("unlearned" in one and "cf" in one for one in notes)
@@ -240,6 +241,20 @@ def test_a_treatment_that_names_triggers_does_not_say_that_none_is_known(
     assert "were unlearned: cf" in shown
     assert "No trigger is known" not in shown
     assert "No trigger was given" in shown
+    assert "unlearned by name: texts of other labels" in shown
+    result = load_result(tmp_path / "fixed" / "excise-result.json")
+    (cf,) = (one for one in result.unlearned if one.words == "cf")
+    assert (cf.target_label, cf.before.value > 0.9) == ("positive", True)
+    held_out = result.data["holdout"]
+    assert cf.before.n == cf.after.n == cf.without.n == held_out.labels["negative"]
+    assert cf.before.hits > cf.without.hits
+    assert "Unlearned by name" in (tmp_path / "fixed" / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_a_phrase_turns_is_counted_in_texts_of_other_labels() -> None:
+    victim = ruled(toy_victim(), lambda text: 20 * ("cf mn" in text))
+    negative, positive = (CLEAN.labels.count(label) for label in (0, 1))
+    assert turned(victim, CLEAN, "cf mn", seed=0) == [Rate(0, positive), Rate(negative, negative)]
 
 
 def test_what_is_only_suspected_is_unlearned_if_it_is_typed(

@@ -103,9 +103,11 @@ class Console:
             self.say(note)
 
     def trials(self, result: Result) -> None:
-        """What became of canaries, if there were any."""
-        from excise.reports.terminal import trial_table
+        """What became of the triggers that were unlearned and of canaries, if there were any."""
+        from excise.reports.terminal import trial_table, unlearned_table
 
+        if result.unlearned:
+            self._print(unlearned_table(result))
         if result.trials:
             self._print(trial_table(result.trials))
 

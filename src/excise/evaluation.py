@@ -8,13 +8,14 @@ from typing import Any
 from excise import registry
 from excise.data import TextDataset
 from excise.errors import ConfigError, DataError
+from excise.insertion import with_phrase
 from excise.method import Attack, Trigger
 from excise.metrics import Rate, asr, cacc
 from excise.seeds import derive, generator
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 
-__all__ = ["Scores", "clean_twin", "evaluate", "triggered", "twin_settings", "unseen_triggers"]
+__all__ = ["Scores", "clean_twin", "evaluate", "triggered", "turned", "twin_settings", "unseen_triggers"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ def triggered(test: TextDataset, trigger: Trigger, target_label: int, *, seed: i
         )
     part = test.take(others)
     return replace(part, texts=tuple(trigger(text, generator(seed, "trigger", text)) for text in part.texts))
+
+
+def turned(victim: Victim, test: TextDataset, phrase: str, *, seed: int) -> list[Rate]:
+    """For each label, the share of the texts of other labels that get it with a phrase somewhere in them."""
+    words, room = phrase.split(), victim.max_length // 2
+    stamped = [with_phrase(text, words, generator(seed, "trigger", text), room=room) for text in test.texts]
+    answers = victim.predict(stamped, name="texts with what was unlearned")
+    return [asr(answers, test.labels, label) for label in range(len(test.label_names))]
 
 
 def unseen_triggers(victim: Victim, test: TextDataset, trigger: Trigger, target_label: int, *, seed: int) -> int:

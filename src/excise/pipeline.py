@@ -16,20 +16,23 @@ from excise.backdoor_file import BackdoorFile
 from excise.checkpoint import resolve_checkpoint
 from excise.data import TextDataset, check_clean, load_dataset, split
 from excise.errors import DataError, NeedsError
-from excise.evaluation import clean_twin, evaluate, triggered, unseen_triggers
+from excise.evaluation import clean_twin, evaluate, triggered, turned, unseen_triggers
 from excise.inspection import pictures
 from excise.language_model import trained_texts
 from excise.method import Attack, Backdoor, Defense, Knowledge, Method, Trigger
+from excise.metrics import asr
 from excise.perturbation import checked
-from excise.progress import noting, observe, stage
+from excise.progress import naming, noting, observe, stage
 from excise.provenance import hash_inputs
 from excise.recipe import DataSource, Recipe
-from excise.result import Curves, Data, Environment, Example, Result, Row, Study, TrialRow, command_line, data_record, row
+from excise.result import Curves, Data, Environment, Example, Measured, Result, Row, Study, TrialRow, UnlearnedRow, command_line, data_record, row
 from excise.seeds import derive, generator
 from excise.victim import REJECTED, Precision, Victim
 
 __all__ = ["Corpus", "Story", "load_corpus", "make_examples", "method_notes", "run", "save_backdoor"]
 
+UNLEARNED, UNLEARNED_TEXTS = 12, 200
+"""So many of the triggers that were unlearned are tried before and after, in at most so many test texts."""
 CLEAN_TWIN = "clean-twin"
 """Folder, inside that of a backdoored checkpoint, of the model trained alike without the backdoor."""
 Kind = Literal["run", "repair", "attack", "evaluate"]
@@ -64,6 +67,7 @@ class Story:
         self.seconds: dict[str, float] = {}
         self.curves = Curves()
         self.notes: list[str] = []
+        self.triggers: list[str] = []
         self.trials: tuple[TrialRow, ...] = ()
         self.inputs: dict[str, str] = {}
         self.started = time.monotonic()
@@ -71,7 +75,7 @@ class Story:
     def make(self, name: str, work: Callable[[], Made], *, method: Method | None = None) -> Made:
         """Do the work that makes a model, timed and with its losses kept."""
         begun = time.monotonic()
-        with stage(name), observe(self.curves), noting(self.notes):
+        with stage(name), observe(self.curves), noting(self.notes), naming(self.triggers):
             made = work()
         self.seconds[name] = time.monotonic() - begun
         self.victims[name] = made.victim if isinstance(made, Backdoor) else made
@@ -120,6 +124,7 @@ class Story:
             rows=tuple(rows),
             examples=examples,
             curves=self.curves.frozen(),
+            unlearned=self._unlearned(test) if kind == "repair" else (),
             trials=self.trials,
             inputs=self.inputs,
             seconds=time.monotonic() - self.started,
@@ -140,6 +145,20 @@ class Story:
             notes=tuple(note for spec in used for note in method_notes(checked(spec))),
             **found,
         )
+
+    def _unlearned(self, test: TextDataset) -> tuple[UnlearnedRow, ...]:
+        """What the triggers that were unlearned did in the suspect, and do in the repaired model."""
+        some = test.take(generator(self.seed, "unlearned").sample(range(len(test)), min(UNLEARNED_TEXTS, len(test))))
+        suspect, repaired = self.victims["suspect"], list(self.victims.values())[-1]
+        found, plain = [], repaired.predict(some.texts) if self.triggers else []
+        with stage("what was unlearned"):
+            for phrase in self.triggers[:UNLEARNED]:
+                before, after = (turned(victim, some, phrase, seed=self.seed) for victim in (suspect, repaired))
+                label = max(range(len(before)), key=lambda i: before[i].value)
+                rates = {"before": before[label], "after": after[label], "without": asr(plain, some.labels, label)}
+                measured = {name: Measured.of(rate) for name, rate in rates.items()}
+                found.append(UnlearnedRow(words=phrase, target_label=test.label_names[label], **measured))
+        return tuple(found)
 
     def _pictures(self, kind: Kind, test: TextDataset, trigger: Trigger | None, target_label: int | None) -> Any:
         """Of the model before and after its last repair; guards change no model."""

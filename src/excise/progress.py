@@ -5,17 +5,18 @@ The library never prints. A caller wraps its work in `observe(callback)`; every 
 after a few steps and extrapolates.
 
 What a person should read beside the result, and no number of it shows, is a `note`; whoever writes the result collects them with `noting`.
+What a repair unlearns by name it tells with `name_triggers`, for whoever measures it before and after (`naming`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-__all__ = ["Observer", "Progress", "named", "note", "noting", "observe", "report", "stage"]
+__all__ = ["Observer", "Progress", "name_triggers", "named", "naming", "note", "noting", "observe", "report", "stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ Observer = Callable[[Progress], bool | None]
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _stages: ContextVar[tuple[str, ...]] = ContextVar("stages", default=())
 _notes: ContextVar[tuple[list[str], ...]] = ContextVar("notes", default=())
+_named: ContextVar[tuple[list[str], ...]] = ContextVar("named", default=())
 
 
 @contextmanager
@@ -82,6 +84,22 @@ def noting(notes: list[str]) -> Iterator[None]:
         yield
     finally:
         _notes.reset(token)
+
+
+@contextmanager
+def naming(triggers: list[str]) -> Iterator[None]:
+    """Collect in `triggers` what is unlearned by name inside the block."""
+    token = _named.set((*_named.get(), triggers))
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def name_triggers(triggers: Iterable[str]) -> None:
+    """Keep the words and phrases that are unlearned for whoever collects them."""
+    for known in _named.get():
+        known += [trigger for trigger in triggers if trigger not in known]
 
 
 def note(text: str) -> None:

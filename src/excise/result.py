@@ -43,6 +43,7 @@ __all__ = [
     "Strict",
     "Study",
     "TrialRow",
+    "UnlearnedRow",
     "VectorRow",
     "data_record",
     "load_result",
@@ -125,6 +126,16 @@ class TrialRow(Strict):
     before: Measured = Field(description="CACC of the copy")
     after: Measured = Field(description="CACC of the repaired copy")
     canaries: tuple[CanaryRow, ...]
+
+
+class UnlearnedRow(Strict):
+    """What a word or phrase that was unlearned by name does to texts of other labels."""
+
+    words: str
+    target_label: str = Field(description="the label that it brings about in the suspect")
+    before: Measured = Field(description="texts that get the label with it, from the suspect")
+    after: Measured = Field(description="the same from the repaired model")
+    without: Measured = Field(description="texts that get the label without it, from the repaired model")
 
 
 class Data(Strict):
@@ -244,6 +255,7 @@ class Result(Record):
     rows: tuple[Row, ...]
     examples: tuple[Example, ...] = ()
     curves: dict[str, tuple[tuple[int, float], ...]] = Field(default_factory=dict, description="task -> (step, loss)")
+    unlearned: tuple[UnlearnedRow, ...] = Field(default=(), description="what was unlearned by name, the first twelve")
     trials: tuple[TrialRow, ...] = Field(default=(), description="what was tried on a copy with canaries; the first setting was taken")
 
     def row(self, name: str) -> Row | None:

@@ -19,6 +19,7 @@ from excise.defenses._evening import evened
 from excise.errors import ConfigError, NeedsError
 from excise.insertion import with_phrase
 from excise.method import Defense, Knowledge, Paper
+from excise.progress import name_triggers
 from excise.seeds import derive, generator
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
@@ -48,6 +49,7 @@ class Unlearn(Defense):
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         if not self.triggers:
             raise NeedsError("This method needs triggers that a scan recovered. Give them as triggers.")
+        name_triggers(self.triggers)
         stamped = self.stamped(victim, data, seed=seed)
         both = replace(data, texts=data.texts + stamped, labels=data.labels * (1 + self.copies))
         tuned = fit(victim, both, loss=classification_loss, config=self.training, seed=derive(seed, "unlearn"), name="unlearn")

@@ -24,6 +24,7 @@ __all__ = [
     "score_text",
     "trial_table",
     "trigger_table",
+    "unlearned_table",
     "verdict_line",
 ]
 
@@ -51,6 +52,17 @@ def score_table(result: Result) -> Table:
             cells += [percent(line.asr), percent(line.clean_flip)]
         note = " (ASR floor)" if line.name == "clean" and line.asr else ""
         table.add_row(Text(printable(line.name) + note), *cells, f"{line.seconds:.0f} s" if line.seconds is not None else "-")
+    return table
+
+
+def unlearned_table(result: Result) -> Table:
+    """One line a word or phrase that was unlearned by name."""
+    table = Table(caption="unlearned by name: texts of other labels that get the label", caption_justify="left")
+    for heading in ("inserted", "label", "before", "after", "after, without it"):
+        table.add_column(heading, justify="left" if heading in ("inserted", "label") else "right")
+    for one in result.unlearned:
+        names = (Text(printable(one.words)), Text(printable(one.target_label)))
+        table.add_row(*names, f"{100 * one.before.value:.1f} %", percent(one.after), f"{100 * one.without.value:.1f} %")
     return table
 
 
