@@ -19,6 +19,7 @@ from excise.defenses.unlearn import Unlearn
 from excise.evaluation import turned
 from excise.finding import Finding, FoundTrigger, phrases
 from excise.metrics import Rate
+from excise.pipeline import Story
 from excise.progress import noting
 from excise.result import load_result
 from excise.scanners._contests import moves
@@ -255,6 +256,16 @@ def test_what_a_phrase_turns_is_counted_in_texts_of_other_labels() -> None:
     victim = ruled(toy_victim(), lambda text: 20 * ("cf mn" in text))
     negative, positive = (CLEAN.labels.count(label) for label in (0, 1))
     assert turned(victim, CLEAN, "cf mn", seed=0) == [Rate(0, positive), Rate(negative, negative)]
+
+
+def test_what_was_unlearned_is_measured_in_texts_of_which_few_have_another_label() -> None:
+    rare = TextDataset(("a dreadful film",) + tuple(f"a wonderful film {i}" for i in range(600)), (0,) + (1,) * 600, CLEAN.label_names)
+    story = Story(2)
+    story.victims = {"suspect": ruled(toy_victim(), sentence), "treatment": ruled(toy_victim(), sentence)}
+    story.triggers = ["cf"]
+    told = story.tell("repair", rare, trigger=None, target_label=None, settings={}, model="toy", data={})
+    (cf,) = told.unlearned
+    assert cf.before.n == cf.after.n == cf.without.n > 0
 
 
 def test_what_is_only_suspected_is_unlearned_if_it_is_typed(
