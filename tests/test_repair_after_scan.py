@@ -20,7 +20,7 @@ from excise.evaluation import turned
 from excise.finding import Finding, FoundTrigger, phrases
 from excise.metrics import Rate
 from excise.pipeline import Story
-from excise.progress import noting
+from excise.progress import naming, noting
 from excise.result import load_result
 from excise.scanners._contests import moves
 from excise.scanners.trigger_search import TriggerSearch
@@ -153,6 +153,25 @@ def test_the_treatment_looks_for_neighbours_of_few_words(named: tuple[str, ...],
     given = Treatment().with_neighbours(toy_victim(), CLEAN, named, seed=0)
     assert given == (*named, *(f"{word} {i}" for word in named for i in range(each)))
     assert Treatment(neighbours=0).with_neighbours(toy_victim(), CLEAN, named, seed=0) == named
+
+
+def test_a_word_that_is_typed_twice_is_one_word() -> None:
+    triggers, treatment = list[str](), Treatment(triggers=("cf", "cf"), neighbours=0, unlearning=Unlearn(training=HARDLY))
+    notes: list[str] = []
+    with naming(triggers), noting(notes):
+        treatment(toy_victim(), CLEAN, seed=0)
+    assert triggers == ["cf"]
+    assert "were unlearned: cf." in notes[-1]
+
+
+def test_no_neighbours_are_looked_for_if_none_is_wanted_or_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    with noting(notes):
+        assert Treatment(budget=0).with_neighbours(toy_victim(), CLEAN, ("cf",), seed=0) == ("cf",)
+    assert "beside cf" in notes[0]
+    assert "The time was used up" in notes[0]
+    monkeypatch.setattr("excise.defenses.treatment.neighbours", lambda *args, **kwargs: pytest.fail("they were looked for"))
+    assert Treatment(neighbours=1).with_neighbours(toy_victim(), CLEAN, ("cf", "mn"), seed=0) == ("cf", "mn")
 
 
 @pytest.mark.parametrize("source", ["grown", "thinned"])
