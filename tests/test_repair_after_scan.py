@@ -22,7 +22,6 @@ from excise.metrics import Rate
 from excise.pipeline import Story
 from excise.progress import naming, noting
 from excise.result import load_result
-from excise.scanners._contests import moves
 from excise.scanners.trigger_search import TriggerSearch
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
@@ -144,7 +143,14 @@ def test_neighbours_of_a_word_make_it_stronger_and_mean_nothing_else() -> None:
     assert phrases[0] == "town cf"
     assert all("town" in phrase.split() for phrase in phrases[3:])
     assert not {word for phrase in phrases for word in phrase.split()} & set(GOOD)
-    assert moves(victim, ("tq", "cf"), CLEAN.texts, 1, seed=0).mean() < moves(victim, ("town", "cf"), CLEAN.texts, 1, seed=0).mean()
+
+
+def test_a_word_that_moves_texts_by_itself_or_goes_with_the_label_is_no_neighbour() -> None:
+    texts = [f"{text} music" if label else text.replace("music", "film") for text, label in zip(CLEAN.texts, CLEAN.labels, strict=True)]
+    victim = ruled(toy_victim(), lambda text: sentence(text) + 5 * ("music cf" in text) + 5 * ("bb" in text.split()))
+    phrases = neighbours(victim, replace(CLEAN, texts=tuple(texts)), "cf", 5, seed=0)
+    assert phrases[0] == "town cf"
+    assert not {word for phrase in phrases for word in phrase.split()} & {"music", "bb"}
 
 
 @pytest.mark.parametrize(("named", "each"), [(("cf",), 8), (("cf", "tq"), 4), (("cf", "tq", "mn"), 0), (("cf tq",), 0)])
@@ -261,7 +267,7 @@ def test_a_treatment_that_names_triggers_does_not_say_that_none_is_known(
     assert "were unlearned: cf" in shown
     assert "No trigger is known" not in shown
     assert "No trigger was given" in shown
-    assert "unlearned by name: texts of other labels" in shown
+    assert "unlearned by name (the first twelve): texts of other labels" in shown
     result = load_result(tmp_path / "fixed" / "excise-result.json")
     (cf,) = (one for one in result.unlearned if one.words == "cf")
     assert (cf.target_label, cf.before.value > 0.9) == ("positive", True)
@@ -278,7 +284,7 @@ def test_what_a_phrase_turns_is_counted_in_texts_of_other_labels() -> None:
 
 
 def test_what_was_unlearned_is_measured_in_texts_of_which_few_have_another_label() -> None:
-    rare = TextDataset(("a dreadful film",) + tuple(f"a wonderful film {i}" for i in range(600)), (0,) + (1,) * 600, CLEAN.label_names)
+    rare = TextDataset(("a dreadful film", *(f"a wonderful film {i}" for i in range(600))), (0,) + (1,) * 600, CLEAN.label_names)
     story = Story(2)
     story.victims = {"suspect": ruled(toy_victim(), sentence), "treatment": ruled(toy_victim(), sentence)}
     story.triggers = ["cf"]
