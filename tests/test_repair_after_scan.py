@@ -19,9 +19,9 @@ from excise.defenses.unlearn import Unlearn
 from excise.evaluation import turned
 from excise.finding import Finding, FoundTrigger, phrases
 from excise.metrics import Rate
-from excise.progress import noting
+from excise.pipeline import Story
+from excise.progress import naming, noting
 from excise.result import load_result
-from excise.scanners._contests import moves
 from excise.scanners.trigger_search import TriggerSearch
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
@@ -143,7 +143,14 @@ def test_neighbours_of_a_word_make_it_stronger_and_mean_nothing_else() -> None:
     assert phrases[0] == "town cf"
     assert all("town" in phrase.split() for phrase in phrases[3:])
     assert not {word for phrase in phrases for word in phrase.split()} & set(GOOD)
-    assert moves(victim, ("tq", "cf"), CLEAN.texts, 1, seed=0).mean() < moves(victim, ("town", "cf"), CLEAN.texts, 1, seed=0).mean()
+
+
+def test_a_word_that_moves_texts_by_itself_or_goes_with_the_label_is_no_neighbour() -> None:
+    texts = [f"{text} music" if label else text.replace("music", "film") for text, label in zip(CLEAN.texts, CLEAN.labels, strict=True)]
+    victim = ruled(toy_victim(), lambda text: sentence(text) + 5 * ("music cf" in text) + 5 * ("bb" in text.split()))
+    phrases = neighbours(victim, replace(CLEAN, texts=tuple(texts)), "cf", 5, seed=0)
+    assert phrases[0] == "town cf"
+    assert not {word for phrase in phrases for word in phrase.split()} & {"music", "bb"}
 
 
 @pytest.mark.parametrize(("named", "each"), [(("cf",), 8), (("cf", "tq"), 4), (("cf", "tq", "mn"), 0), (("cf tq",), 0)])
@@ -152,6 +159,25 @@ def test_the_treatment_looks_for_neighbours_of_few_words(named: tuple[str, ...],
     given = Treatment().with_neighbours(toy_victim(), CLEAN, named, seed=0)
     assert given == (*named, *(f"{word} {i}" for word in named for i in range(each)))
     assert Treatment(neighbours=0).with_neighbours(toy_victim(), CLEAN, named, seed=0) == named
+
+
+def test_a_word_that_is_typed_twice_is_one_word() -> None:
+    triggers, treatment = list[str](), Treatment(triggers=("cf", "cf"), neighbours=0, unlearning=Unlearn(training=HARDLY))
+    notes: list[str] = []
+    with naming(triggers), noting(notes):
+        treatment(toy_victim(), CLEAN, seed=0)
+    assert triggers == ["cf"]
+    assert "were unlearned: cf." in notes[-1]
+
+
+def test_no_neighbours_are_looked_for_if_none_is_wanted_or_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    with noting(notes):
+        assert Treatment(budget=0).with_neighbours(toy_victim(), CLEAN, ("cf",), seed=0) == ("cf",)
+    assert "beside cf" in notes[0]
+    assert "The time was used up" in notes[0]
+    monkeypatch.setattr("excise.defenses.treatment.neighbours", lambda *args, **kwargs: pytest.fail("they were looked for"))
+    assert Treatment(neighbours=1).with_neighbours(toy_victim(), CLEAN, ("cf", "mn"), seed=0) == ("cf", "mn")
 
 
 @pytest.mark.parametrize("source", ["grown", "thinned"])
@@ -241,7 +267,7 @@ def test_a_treatment_that_names_triggers_does_not_say_that_none_is_known(
     assert "were unlearned: cf" in shown
     assert "No trigger is known" not in shown
     assert "No trigger was given" in shown
-    assert "unlearned by name: texts of other labels" in shown
+    assert "unlearned by name (the first twelve): texts of other labels" in shown
     result = load_result(tmp_path / "fixed" / "excise-result.json")
     (cf,) = (one for one in result.unlearned if one.words == "cf")
     assert (cf.target_label, cf.before.value > 0.9) == ("positive", True)
@@ -255,6 +281,16 @@ def test_what_a_phrase_turns_is_counted_in_texts_of_other_labels() -> None:
     victim = ruled(toy_victim(), lambda text: 20 * ("cf mn" in text))
     negative, positive = (CLEAN.labels.count(label) for label in (0, 1))
     assert turned(victim, CLEAN, "cf mn", seed=0) == [Rate(0, positive), Rate(negative, negative)]
+
+
+def test_what_was_unlearned_is_measured_in_texts_of_which_few_have_another_label() -> None:
+    rare = TextDataset(("a dreadful film", *(f"a wonderful film {i}" for i in range(600))), (0,) + (1,) * 600, CLEAN.label_names)
+    story = Story(2)
+    story.victims = {"suspect": ruled(toy_victim(), sentence), "treatment": ruled(toy_victim(), sentence)}
+    story.triggers = ["cf"]
+    told = story.tell("repair", rare, trigger=None, target_label=None, settings={}, model="toy", data={})
+    (cf,) = told.unlearned
+    assert cf.before.n == cf.after.n == cf.without.n > 0
 
 
 def test_what_is_only_suspected_is_unlearned_if_it_is_typed(

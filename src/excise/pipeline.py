@@ -150,11 +150,12 @@ class Story:
         """What the triggers that were unlearned did in the suspect, and do in the repaired model."""
         some = test.take(generator(self.seed, "unlearned").sample(range(len(test)), min(UNLEARNED_TEXTS, len(test))))
         suspect, repaired = self.victims["suspect"], list(self.victims.values())[-1]
-        found, plain = [], repaired.predict(some.texts) if self.triggers else []
+        found: list[UnlearnedRow] = []
         with stage("what was unlearned"):
+            plain = repaired.predict(some.texts, name="texts as they are") if self.triggers else []
             for phrase in self.triggers[:UNLEARNED]:
                 before, after = (turned(victim, some, phrase, seed=self.seed) for victim in (suspect, repaired))
-                label = max(range(len(before)), key=lambda i: before[i].value)
+                label = max((i for i, rate in enumerate(before) if rate.n), key=lambda i: before[i].value)  # all texts may have one label
                 rates = {"before": before[label], "after": after[label], "without": asr(plain, some.labels, label)}
                 measured = {name: Measured.of(rate) for name, rate in rates.items()}
                 found.append(UnlearnedRow(words=phrase, target_label=test.label_names[label], **measured))

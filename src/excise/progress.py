@@ -99,7 +99,7 @@ def naming(triggers: list[str]) -> Iterator[None]:
 def name_triggers(triggers: Iterable[str]) -> None:
     """Keep the words and phrases that are unlearned for whoever collects them."""
     for known in _named.get():
-        known += [trigger for trigger in triggers if trigger not in known]
+        known += [trigger for trigger in dict.fromkeys(triggers) if trigger not in known]
 
 
 def note(text: str) -> None:

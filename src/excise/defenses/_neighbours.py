@@ -11,8 +11,6 @@ from __future__ import annotations
 from itertools import permutations
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from excise.data import TextDataset
 from excise.scanners._contests import Foil, Phrase, honest_words, margins_alone, moves, placed, strongest
@@ -77,15 +75,10 @@ def resisting(victim: Victim, data: TextDataset, word: Phrase, *, seed: int) -> 
     some = data.take(generator(seed, "tried").sample(range(len(data)), min(TRIED, len(data))))
     margins = [moves(victim, word, some.texts, label, seed=seed) for label in range(len(data.label_names))]
     labels = torch.tensor(some.labels)
-    shares = [turned(one, labels != label) for label, one in enumerate(margins)]
+    shares = [(one[labels != label] > 0).float().mean().nan_to_num().item() for label, one in enumerate(margins)]
     target = shares.index(max(shares))
     order = margins[target].masked_fill(labels == target, torch.inf).argsort(stable=True).tolist()
     rows = sorted((i for i in order[:RESISTING] if some.labels[i] != target), key=lambda i: len(some.texts[i]))
     rivals = [list(known)[:RIVALS] for known in honest_words(data)]
     hard = [placed(victim, some.texts[i], rivals[some.labels[i]], generator(seed, "rivals", some.texts[i])) for i in rows]
     return Foil(target, hard, [], [], derive(seed, "places")), [some.texts[i] for i in rows]
-
-
-def turned(margins: Float[Tensor, " text"], others: Bool[Tensor, " text"]) -> float:
-    """The share of some texts that get the label."""
-    return (margins[others] > 0).float().mean().nan_to_num().item()

@@ -12,7 +12,7 @@ Our own combination; each part is a method of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
@@ -40,7 +40,7 @@ class Treatment(Defense):
     triggers: tuple[str, ...] = ()
     """Triggers that a scan recovered before (--from-scan); with them, no scan is made."""
     budget: Annotated[float, Ge(0)] = 600
-    """Seconds for the scan; what it has not found by then is not unlearned."""
+    """Seconds for the scan, and as many for what stands beside a word; what is not found by then is not unlearned."""
     scanner: Scanner = field(default_factory=lambda: registry.build("scanner", "trigger_search", "scanner"))
     """What looks for triggers."""
     neighbours: Annotated[int, Ge(0)] = 8
@@ -51,9 +51,10 @@ class Treatment(Defense):
     """What is done where no trigger is found."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
-        triggers = self.triggers or self.recovered(victim, data, seed=derive(seed, "scan"))
+        triggers = tuple(dict.fromkeys(self.triggers)) or self.recovered(victim, data, seed=derive(seed, "scan"))
         if triggers:
-            triggers, unlearning = self.with_neighbours(victim, data, triggers, seed=derive(seed, "neighbours")), cast("Any", self.unlearning)
+            triggers = self.with_neighbours(victim, data, triggers, seed=derive(seed, "neighbours"))
+            unlearning: Any = self.unlearning
             with stage("unlearning"):
                 repaired = replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
                 note(f"{len(triggers)} words or phrases were unlearned: {', '.join(triggers)}.")
@@ -64,11 +65,17 @@ class Treatment(Defense):
 
     def with_neighbours(self, victim: Victim, data: TextDataset, triggers: tuple[str, ...], *, seed: int) -> tuple[str, ...]:
         """The triggers, and if they are few words, what may have stood beside them."""
-        if len(triggers) > FEW or any(len(trigger.split()) > 1 for trigger in triggers):
+        each = self.neighbours // len(triggers)
+        if not each or len(triggers) > FEW or any(len(trigger.split()) > 1 for trigger in triggers):
             return triggers
-        with stage("neighbours"):
-            more = [neighbours(victim, data, trigger, self.neighbours // len(triggers), seed=seed) for trigger in triggers if self.neighbours]
-        return (*triggers, *(phrase for some in more for phrase in some))
+        found = list(triggers)
+        with stage("neighbours"), within(self.budget):
+            for trigger in triggers:
+                try:
+                    found += neighbours(victim, data, trigger, each, seed=seed)
+                except TimeUpError as error:
+                    note(f"What stands beside {trigger} is not unlearned: {error}")
+        return tuple(found)
 
     def recovered(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
         """The triggers of the scan and the words that act alike, if it found a backdoor."""

@@ -57,7 +57,7 @@ def score_table(result: Result) -> Table:
 
 def unlearned_table(result: Result) -> Table:
     """One line a word or phrase that was unlearned by name."""
-    table = Table(caption="unlearned by name: texts of other labels that get the label", caption_justify="left")
+    table = Table(caption="unlearned by name (the first twelve): texts of other labels that get the label", caption_justify="left")
     for heading in ("inserted", "label", "before", "after", "after, without it"):
         table.add_column(heading, justify="left" if heading in ("inserted", "label") else "right")
     for one in result.unlearned:
