@@ -152,11 +152,13 @@ class Story:
         suspect, repaired = self.victims["suspect"], list(self.victims.values())[-1]
         found: list[UnlearnedRow] = []
         with stage("what was unlearned"):
-            plain = repaired.predict(some.texts, name="texts as they are") if self.triggers else []
+            plain = [victim.predict(some.texts, name="texts as they are") if self.triggers else [] for victim in (suspect, repaired)]
+            usual, left = ([asr(answers, some.labels, i) for i in range(len(test.label_names))] if answers else [] for answers in plain)
             for phrase in self.triggers[:UNLEARNED]:
                 before, after = (turned(victim, some, phrase, seed=self.seed) for victim in (suspect, repaired))
-                label = max((i for i, rate in enumerate(before) if rate.n), key=lambda i: before[i].value)  # all texts may have one label
-                rates = {"before": before[label], "after": after[label], "without": asr(plain, some.labels, label)}
+                rises = {i: rate.value - usual[i].value for i, rate in enumerate(before) if rate.n}  # all texts may have one label
+                label = max(rises, key=rises.__getitem__)
+                rates = {"before": before[label], "after": after[label], "without": left[label]}
                 measured = {name: Measured.of(rate) for name, rate in rates.items()}
                 found.append(UnlearnedRow(words=phrase, target_label=test.label_names[label], **measured))
         return tuple(found)

@@ -132,7 +132,7 @@ class UnlearnedRow(Strict):
     """What a word or phrase that was unlearned by name does to texts of other labels."""
 
     words: str
-    target_label: str = Field(description="the label that it brings about in the suspect")
+    target_label: str = Field(description="the label that it makes most more frequent in the suspect")
     before: Measured = Field(description="texts that get the label with it, from the suspect")
     after: Measured = Field(description="the same from the repaired model")
     without: Measured = Field(description="texts that get the label without it, from the repaired model")

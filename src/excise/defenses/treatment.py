@@ -57,7 +57,7 @@ class Treatment(Defense):
             unlearning: Any = self.unlearning
             with stage("unlearning"):
                 repaired = replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
-                note(f"{len(triggers)} words or phrases were unlearned: {', '.join(triggers)}.")
+                note(f"{len(triggers)} word{'s or phrases were' if triggers[1:] else ' was'} unlearned: {', '.join(triggers)}.")
                 return repaired
         note(f"No trigger was found to unlearn; {registry.name_of(self.repair)} was done in its place.")
         with stage("repair"):
