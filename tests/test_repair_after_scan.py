@@ -167,7 +167,7 @@ def test_a_word_that_is_typed_twice_is_one_word() -> None:
     with naming(triggers), noting(notes):
         treatment(toy_victim(), CLEAN, seed=0)
     assert triggers == ["cf"]
-    assert "were unlearned: cf." in notes[-1]
+    assert "1 word was unlearned: cf." in notes[-1]
 
 
 def test_no_neighbours_are_looked_for_if_none_is_wanted_or_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
