@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 __all__ = ["Observer", "Progress", "name_triggers", "named", "naming", "note", "noting", "observe", "report", "stage"]
 
@@ -42,26 +43,27 @@ _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=(
 _stages: ContextVar[tuple[str, ...]] = ContextVar("stages", default=())
 _notes: ContextVar[tuple[list[str], ...]] = ContextVar("notes", default=())
 _named: ContextVar[tuple[list[str], ...]] = ContextVar("named", default=())
+Added = TypeVar("Added")
 
 
 @contextmanager
-def observe(observer: Observer) -> Iterator[None]:
+def _added(variable: ContextVar[tuple[Added, ...]], value: Added) -> Iterator[None]:
+    """Have one more value in a variable inside the block."""
+    token = variable.set((*variable.get(), value))
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def observe(observer: Observer) -> AbstractContextManager[None]:
     """Tell `observer` of every step taken inside the block."""
-    token = _observers.set((*_observers.get(), observer))
-    try:
-        yield
-    finally:
-        _observers.reset(token)
+    return _added(_observers, observer)
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str) -> AbstractContextManager[None]:
     """Prefix the tasks inside the block with `name`."""
-    token = _stages.set((*_stages.get(), name))
-    try:
-        yield
-    finally:
-        _stages.reset(token)
+    return _added(_stages, name)
 
 
 def named(task: str) -> str:
@@ -76,24 +78,14 @@ def report(task: str, done: int, total: int, **values: float) -> bool:
     return any(stops)
 
 
-@contextmanager
-def noting(notes: list[str]) -> Iterator[None]:
+def noting(notes: list[str]) -> AbstractContextManager[None]:
     """Collect in `notes` every note made inside the block."""
-    token = _notes.set((*_notes.get(), notes))
-    try:
-        yield
-    finally:
-        _notes.reset(token)
+    return _added(_notes, notes)
 
 
-@contextmanager
-def naming(triggers: list[str]) -> Iterator[None]:
+def naming(triggers: list[str]) -> AbstractContextManager[None]:
     """Collect in `triggers` what is unlearned by name inside the block."""
-    token = _named.set((*_named.get(), triggers))
-    try:
-        yield
-    finally:
-        _named.reset(token)
+    return _added(_named, triggers)
 
 
 def name_triggers(triggers: Iterable[str]) -> None:
