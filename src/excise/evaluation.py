@@ -72,10 +72,10 @@ def triggered(test: TextDataset, trigger: Trigger, target_label: int, *, seed: i
 
 
 def turned(victim: Victim, test: TextDataset, phrase: str, *, seed: int) -> list[Rate]:
-    """For each label, the share of the texts of other labels that get it with a phrase somewhere in them."""
+    """For each label, the share of the texts of other labels that get it with a phrase somewhere in them; with '' as they are."""
     words, room = phrase.split(), victim.max_length // 2
-    stamped = [with_phrase(text, words, generator(seed, "trigger", text), room=room) for text in test.texts]
-    answers = victim.predict(stamped, name="texts with what was unlearned")
+    stamped = [with_phrase(text, words, generator(seed, "trigger", text), room=room) if words else text for text in test.texts]
+    answers = victim.predict(stamped, name="texts with what was unlearned" if words else "texts as they are")
     return [asr(answers, test.labels, label) for label in range(len(test.label_names))]
 
 

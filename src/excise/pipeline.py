@@ -20,7 +20,6 @@ from excise.evaluation import clean_twin, evaluate, triggered, turned, unseen_tr
 from excise.inspection import pictures
 from excise.language_model import trained_texts
 from excise.method import Attack, Backdoor, Defense, Knowledge, Method, Trigger
-from excise.metrics import asr
 from excise.perturbation import checked
 from excise.progress import naming, noting, observe, stage
 from excise.provenance import hash_inputs
@@ -148,12 +147,13 @@ class Story:
 
     def _unlearned(self, test: TextDataset) -> tuple[UnlearnedRow, ...]:
         """What the triggers that were unlearned did in the suspect, and do in the repaired model."""
+        if not self.triggers:
+            return ()
         some = test.take(generator(self.seed, "unlearned").sample(range(len(test)), min(UNLEARNED_TEXTS, len(test))))
         suspect, repaired = self.victims["suspect"], list(self.victims.values())[-1]
         found: list[UnlearnedRow] = []
         with stage("what was unlearned"):
-            plain = [victim.predict(some.texts, name="texts as they are") if self.triggers else [] for victim in (suspect, repaired)]
-            usual, left = ([asr(answers, some.labels, i) for i in range(len(test.label_names))] if answers else [] for answers in plain)
+            usual, left = (turned(victim, some, "", seed=self.seed) for victim in (suspect, repaired))
             for phrase in self.triggers[:UNLEARNED]:
                 before, after = (turned(victim, some, phrase, seed=self.seed) for victim in (suspect, repaired))
                 rises = {i: rate.value - usual[i].value for i, rate in enumerate(before) if rate.n}  # all texts may have one label

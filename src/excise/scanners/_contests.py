@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -101,8 +101,13 @@ def margins_alone(victim: Victim, words: Sequence[Phrase]) -> Float[Tensor, "wor
 
 def moves(victim: Victim, phrase: Phrase, texts: Sequence[str], target: int, *, seed: int) -> Float[Tensor, " text"]:
     """The margin of the target in each text with the phrase at a random place."""
+    return margin(answers(victim, phrase, texts, seed=seed), target)
+
+
+def answers(victim: Victim, phrase: Phrase, texts: Sequence[str], *, seed: int) -> Float[Tensor, "text label"]:
+    """The logits of each text with the phrase at a random place."""
     stamped = [placed(victim, text, phrase, generator(seed, text)) for text in texts]
-    return margin(victim.logits(stamped, name="inserted words"), target)
+    return victim.logits(stamped, name="inserted words")
 
 
 def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, keep: int) -> list[Phrase]:
@@ -113,6 +118,13 @@ def strongest(victim: Victim, pool: Sequence[Phrase], foil: Foil, count: int, ke
         stamped = [placed(victim, text, phrase, generator(place)) for phrase in pool]
         total += margin(victim.logits(stamped, name="inserted words"), foil.target)
     return [pool[i] for i in total.argsort(descending=True, stable=True)[:keep].tolist()]
+
+
+def halved(victim: Victim, pool: Sequence[Phrase], foil: Foil, rounds: Iterable[tuple[int, int]]) -> Sequence[Phrase]:
+    """What is left after each round, the strongest first; a round has so many texts and leaves so many phrases."""
+    for count, keep in rounds:
+        pool = strongest(victim, pool, foil, count, keep)
+    return pool
 
 
 def contests(

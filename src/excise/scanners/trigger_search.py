@@ -54,6 +54,7 @@ from excise.scanners._contests import (
     fair_odds,
     fair_rivals,
     flips,
+    halved,
     honest_words,
     margins_alone,
     strongest,
@@ -224,9 +225,7 @@ class TriggerSearch(Scanner):
 
     def halved(self, victim: Victim, foil: Foil, pool: Sequence[Phrase], keep: Sequence[int]) -> Sequence[Phrase]:
         """Step 2: what is left after each round, the strongest first."""
-        for count, most in zip(self.texts, keep, strict=True):
-            pool = strongest(victim, pool, foil, count, most)
-        return pool
+        return halved(victim, pool, foil, zip(self.texts, keep, strict=True))
 
     def completed(self, victim: Victim, foil: Foil, pieces: Pieces, strings: Iterable[Sequence[Phrase]]) -> list[Phrase]:
         """Step 3: the strongest of each number of pieces; the shortest that turns texts also with every beginning, and then with every end."""
