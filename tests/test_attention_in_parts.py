@@ -147,6 +147,19 @@ def test_lean_training_is_the_default_one_but_for_its_noise(
     torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lean_training_on_short_texts_is_the_default_one_but_for_its_noise(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = with_attention_dropout(architecture), inputs(toy_victim(architecture))
+    plain = all_slopes(model.eval(), batch)
+    shares = []
+    monkeypatch.setattr(attention, "dropped", lambda values, share: (shares.append(share), values)[1])
+    with lean_attention(model):
+        found = all_slopes(model.train(), batch)
+    assert len(shares) == model.config.num_hidden_layers
+    assert all(shares)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-4)
+
+
 def test_lean_training_keeps_no_whole_map(parts: list[int]) -> None:
     model, batch = with_attention_dropout("bert").train(), inputs(toy_victim("bert"))
     texts, tokens = batch["input_ids"].shape
@@ -165,10 +178,12 @@ def test_training_is_lean_and_gives_the_model_back_as_it_was(parts: list[int]) -
     config = FitConfig(epochs=1, batch_size=8)
 
     def loss(student: Any, batch: Any) -> Tensor:
+        assert "forward" in vars(student.model.dropout), "the dropout layers are the slow ones"
         return student.model(**batch.inputs).logits.square().mean()
 
     one, again = (fit(victim, toy_data(24), loss=loss, config=config, seed=0) for _ in range(2))
     assert parts
+    assert "forward" not in vars(one.model.dropout)
     assert one.model.config._attn_implementation == victim.model.config._attn_implementation == "sdpa"
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), again.model.parameters(), strict=True))
 

@@ -25,6 +25,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
+from excise.dropout import dropped, factors
 from excise.errors import AttentionError
 
 __all__ = ["EachText", "Statistic", "lean_attention", "recorded_attention"]
@@ -68,17 +69,20 @@ def _attention(
     key, value = _for_each_query_head(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
-    dropped = dropout if module.training else 0.0
+    share = dropout if module.training else 0.0
     statistic, kept = _recorder.get() or (None, [])
     if isinstance(statistic, EachText) and (texts := _texts_at_a_time(query, key)):
-        output, found = _InParts.apply(query.to(value.dtype), key.to(value.dtype), value, mask, scale, dropped, statistic, texts)
+        output, found = _InParts.apply(query.to(value.dtype), key.to(value.dtype), value, mask, scale, share, statistic, texts)
         kept.append(found)
         return output, None
     probabilities = _probabilities(query, key, mask, scale)
     if statistic is not None:
         kept.append(statistic.of(probabilities, slice(None)) if isinstance(statistic, EachText) else statistic(probabilities))
-    weights = nn.functional.dropout(probabilities, p=dropped).to(value.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    return _mixed(dropped(probabilities, share), value), None
+
+
+def _mixed(weights: Tensor, value: Tensor) -> Float[Tensor, "batch query head channel"]:
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
 
 
 def _lean(
@@ -91,17 +95,19 @@ def _lean(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "batch query head channel"], None]:
-    """The default implementation, but for long texts with dropout on a CPU, of which it would keep whole maps."""
-    texts = _texts_at_a_time(query, key)
+    """The default implementation, but with dropout on a CPU, where it draws slowly and keeps whole maps of long texts."""
     is_plain = query.device.type == "cpu" and not any(others.get(option) is not None for option in (*_UNREAD, "cache"))
-    if not (texts and dropout and is_plain):
+    if not (dropout and is_plain):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
     causal = others.get("is_causal")
     if attention_mask is None and (getattr(module, "is_causal", True) if causal is None else causal):
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
     key, value = _for_each_query_head(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _InParts.apply(query.to(value.dtype), key.to(value.dtype), value, attention_mask, scale, dropout, None, texts)[0], None
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if texts := _texts_at_a_time(query, key):
+        return _InParts.apply(query, key, value, attention_mask, scale, dropout, None, texts)[0], None
+    return _mixed(dropped(_probabilities(query, key, attention_mask, scale), dropout), value), None
 
 
 def _for_each_query_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,11 +187,11 @@ def _slope(statistic: EachText, probabilities: Tensor, rows: slice, of_found: Te
 
 
 class _Noise:
-    """Dropout that can be drawn again: 16 bits a number, so the share is exact to 1 in 65 536."""
+    """Dropout that can be drawn again."""
 
     def __init__(self, share: float, device: torch.device) -> None:
-        self.below = round(share * 2**16)
-        self.seed = int(torch.randint(2**62, ()).item()) if self.below else 0
+        self.share = share
+        self.seed = int(torch.randint(2**62, ()).item()) if share else 0
         self.generator = torch.Generator(device)
         self.again()
 
@@ -194,12 +200,8 @@ class _Noise:
         self.generator.manual_seed(self.seed)
 
     def drawn(self, like: Tensor) -> Tensor | None:
-        """The factor of each number: 0, or what makes up for the zeros; None without dropout."""
-        if not self.below:
-            return None
-        words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-        bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)[: like.numel()].view(like.shape)
-        return (bits >= self.below - 2**15).to(like.dtype).mul_(2**16 / (2**16 - self.below))
+        """The factor of each number; None without dropout."""
+        return factors(like, self.share, self.generator)
 
     def dropped(self, probabilities: Tensor) -> Tensor:
         """Some set to 0, the others as much larger."""

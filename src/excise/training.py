@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from excise.attention import lean_attention
 from excise.data import TextDataset
+from excise.dropout import quick_dropout
 from excise.errors import DataError, TrainingError
 from excise.progress import report
 from excise.resume import course
@@ -119,7 +120,7 @@ def fit(
     batches.skip = kept.done
 
     devices = [student.device] if student.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), lean_attention(student.model):
+    with torch.random.fork_rng(devices=devices), lean_attention(student.model), quick_dropout(student.model):
         torch.manual_seed(derive(seed, "dropout", *([index] if index else [])) % 2**63)
         model, descent, schedule = accelerator.prepare(student.model, descent, schedule)
         training = replace(student, model=model)
