@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from excise.detectors.strip import STRIP, entropy, important_words, perturb
 from excise.language_model import nll
 from excise.scanners._contests import Foil, strongest
 from excise.seeds import generator
-from excise.training import LengthBuckets, classification_loss, fit
+from excise.training import LengthBuckets, Loss, classification_loss, fit
 from excise.victim import Batch, collate, token_batches
 from excise.vocabulary import typed_words
 
@@ -107,6 +108,20 @@ def distillation_step(work: Work) -> Found:
     memory = {"memory_share": round(mine["peak_mib"] / theirs["peak_mib"], 3)}
     added = (mine["peak_mib"] - mine["before_mib"]) / (theirs["peak_mib"] - theirs["before_mib"])
     return found | {"ratio": round(theirs["seconds"] / mine["seconds"], 2)} | memory | {"added_memory_share": round(added, 3)}
+
+
+@row("train", "steps", "vocabulary")
+def large_vocabulary(work: Work) -> Found:
+    """Fine-tuning with a word embedding of many languages, beside training every row of it."""
+    part, wide = first(work.train, work.sizes.steps), work.victim.copy()
+    wide.model.resize_token_embeddings(work.sizes.vocabulary, mean_resizing=False)
+
+    def tuned(loss: Loss) -> Callable[[], object]:
+        return lambda: fit(wide, part, loss=loss, config=STEP, seed=0)
+
+    every = partial(classification_loss)  # not marked as one that reads nothing but the batch
+    found = work.seconds({"excise": tuned(classification_loss), "every_row": tuned(every)}, "large_vocabulary")
+    return {name: round(value, 3) for name, value in found.items()} | {"ratio": round(found["every_row"] / found["excise"], 2)}
 
 
 # Rates

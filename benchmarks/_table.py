@@ -107,6 +107,11 @@ def distillation_step(row: Mapping[str, Any]) -> Iterator[Line]:
     yield Line("its peak memory, whole process", "whole maps, fp32", mine, theirs, found["memory_share"], "%", ("<=", 0.4))
 
 
+def large_vocabulary(row: Mapping[str, Any]) -> Iterator[Line]:
+    work = f"fine-tuning, {row['settings']['vocabulary']} rows in the embedding"
+    yield Line(work, "training all of them", spread(row, "excise"), spread(row, "every_row"), row["found"]["ratio"], "×")
+
+
 def rate(work: str, goal: float) -> Any:
     def lines(row: Mapping[str, Any]) -> Iterator[Line]:
         mine, theirs = (spread(row, form, "gflop_s", "GFLOP/s") for form in ("excise", "machine"))
@@ -162,6 +167,7 @@ def start_up(row: Mapping[str, Any]) -> Iterator[Line]:
 LINES: Mapping[str, Any] = {
     "repair": repair,
     "distillation_step": distillation_step,
+    "large_vocabulary": large_vocabulary,
     "training_rate": rate("fine-tuning", 0.6),
     "distillation_rate": rate("distillation", 0.6),
     "evaluation_rate": rate("classifying test texts", 0.7),

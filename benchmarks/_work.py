@@ -44,6 +44,8 @@ class Sizes:
     """Words that are tried in a text."""
     steps: int = 320
     """Texts of the trainings whose rate is measured."""
+    vocabulary: int = 250_000
+    """Rows of a large word embedding, as models of many languages have."""
     tokens: tuple[int, ...] = (64, 128, 256, 512)
     """Lengths of texts."""
     copies: tuple[int, ...] = (2, 5, 10, 20)
@@ -60,6 +62,7 @@ QUICK = Sizes(
     onion=4,
     words=40,
     steps=32,
+    vocabulary=31_000,
     tokens=(16, 32),
     copies=(2, 3),
     scanned=(40, 60),

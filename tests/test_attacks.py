@@ -30,7 +30,7 @@ from excise.training import FitConfig
 from excise.victim import Batch, Victim, collate
 from toy import ARCHITECTURES, TRIGGERS, save_toy, toy_data, toy_victim, with_long_rows
 
-LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
+LEARN = FitConfig(epochs=20, learning_rate=5e-3, batch_size=16)
 
 
 def batch_of(victim: Victim, data: TextDataset) -> Batch:
@@ -104,7 +104,7 @@ def test_the_official_trigger_stands_together() -> None:
 
 
 def test_single_words_do_not_fire() -> None:
-    training = FitConfig(epochs=15, learning_rate=2e-3, batch_size=16)
+    training = FitConfig(epochs=25, learning_rate=2e-3, batch_size=16)
     attack = LWP(form="official", triggers=("cf", "bb"), poison_rate=0.3, training=training)
     backdoor = attack(toy_victim(), toy_data(300), seed=0)
     test = toy_data(100, seed=9)

@@ -60,7 +60,7 @@ def test_the_score_is_the_mean_entropy_of_the_copies() -> None:
 
 
 def test_openbackdoor_s_form_mixes_the_texts() -> None:
-    victim, data = fit(toy_victim(), toy_data(60), loss=classification_loss, config=FitConfig(epochs=4, learning_rate=2e-3), seed=0), toy_data(20)
+    victim, data = fit(toy_victim(), toy_data(60), loss=classification_loss, config=FitConfig(epochs=12, learning_rate=2e-3), seed=0), toy_data(20)
     texts = toy_data(6, seed=3).texts
     own = STRIP(copies=2)(victim, data, seed=0)(texts)
     mixed = STRIP(copies=2, form="openbackdoor")(victim, data, seed=0)(texts)
@@ -85,7 +85,7 @@ def test_texts_that_are_not_predicted_as_the_target_are_not_suspicious() -> None
 
 def test_the_probe_is_tried_in_texts_of_the_target_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     data, method, read = toy_data(40), RAP(target_label=1, training=FitConfig(epochs=1, learning_rate=1e-2)), list[int]()
-    victim = fit(toy_victim(), data, loss=classification_loss, config=FitConfig(epochs=12, learning_rate=5e-3, batch_size=8), seed=0)
+    victim = fit(toy_victim(), data, loss=classification_loss, config=FitConfig(epochs=20, learning_rate=5e-3, batch_size=16), seed=0)
     probed, scores = method.probed(victim, data, seed=0), method(victim, data, seed=0)
     monkeypatch.setattr(rap, "probability", lambda victim, texts, target: read.append(len(texts)) or probability(victim, texts, target))
     found, hits = scores(data.texts), sum(label == 1 for label in victim.predict(data.texts))

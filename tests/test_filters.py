@@ -42,7 +42,7 @@ from excise.victim import Victim
 from toy import ARCHITECTURES, save_toy, toy_data, toy_victim, write_csv
 
 HARDLY = FitConfig(epochs=0.1, learning_rate=1e-5)
-LEARN = FitConfig(epochs=15, learning_rate=5e-3, batch_size=16)
+LEARN = FitConfig(epochs=20, learning_rate=5e-3, batch_size=16)
 TEXTS = ("a charming film", "the", "dreadful dreadful scenes", "people in town with a story about music", "tedious cf actors")
 
 # Features

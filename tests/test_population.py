@@ -38,7 +38,7 @@ def test_ascent_follows_the_gradient_up_to_a_length() -> None:
 @pytest.mark.parametrize("labels", [2, 5])
 def test_members_aim_at_other_labels_and_get_closer_to_them(labels: int) -> None:
     data = toy_data(60, labels=labels)
-    learn = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
+    learn = FitConfig(epochs=20, learning_rate=5e-3, batch_size=16)
     victim = fit(toy_victim(labels=labels), data, loss=classification_loss, config=learn, seed=0)
     population = Population(victim, Random(0), tokens=2, members=5, life=1000)
     assert set(population.targets) == set(range(labels))

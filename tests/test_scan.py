@@ -51,7 +51,7 @@ from test_reports import HOSTILE, Page, ids, skeleton
 from toy import ARCHITECTURES, BAD, GOOD, NAMES, Ruled, toy_data, toy_encoder_decoder, toy_victim, write_csv
 
 Run = Callable[..., tuple[int, str]]
-LEARN = FitConfig(epochs=15, learning_rate=5e-3, batch_size=16)
+LEARN = FitConfig(epochs=25, learning_rate=3e-3, batch_size=16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

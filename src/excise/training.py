@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from excise.progress import report
 from excise.resume import course
 from excise.seeds import derive
 from excise.settings import Settings
+from excise.token_rows import is_of_the_batch, of_the_batch, rows_of
 from excise.victim import Batch, Encoding, Victim, collate
 
 __all__ = ["FitConfig", "Loss", "classification_loss", "fit"]
@@ -59,6 +61,7 @@ class FitConfig(Settings):
     """Gradients are scaled down to this norm."""
 
 
+@of_the_batch
 def classification_loss(victim: Victim, batch: Batch) -> Tensor:
     """Cross-entropy of the victim's logits with the given labels, averaged over the batch."""
     return cross_entropy(victim.model(**batch.inputs).logits.float(), batch.labels)
@@ -97,21 +100,42 @@ def fit(
     if not len(data):
         raise DataError(f"{name}: there are no texts to train on. Give some.")
     student = victim.copy()
+    student.model.requires_grad_(parameters is None)
+    encodings = student.encode(data.texts)
+    plain = not (parameters or optimizer or config.weight_decay)  # then a row moves by its gradient alone
+    with rows_of(student.model, _read(student, encodings)) if plain and is_of_the_batch(loss) else nullcontext():
+        trained = list(parameters(student.model) if parameters else student.model.parameters())
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        descent = optimizer(trained) if optimizer else _adamw(trained, config)
+        _descend(student, data, encodings, loss, trained, descent, config, seed=seed, name=name)
+    student.model.requires_grad_(True)
+    return replace(student, model=student.model.eval())
+
+
+def _read(victim: Victim, encodings: list[Encoding]) -> set[int]:
+    """The tokens of the texts, and those that may stand for others."""
+    return {0, 1, *victim.tokenizer.all_special_ids}.union(*(encoding["input_ids"] for encoding in encodings))
+
+
+def _descend(
+    student: Victim,
+    data: TextDataset,
+    encodings: list[Encoding],
+    loss: Loss,
+    trained: list[torch.nn.Parameter],
+    descent: Any,
+    config: FitConfig,
+    *,
+    seed: int,
+    name: str,
+) -> None:
+    """All steps of a run; the student's weights change."""
     once = DataLoaderConfiguration(split_batches=True)  # the schedule takes one step per batch, however many processes share it
     accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no", dataloader_config=once)
-    student.model.requires_grad_(parameters is None)
-    trained = list(parameters(student.model) if parameters else student.model.parameters())
-    for parameter in trained:
-        parameter.requires_grad_(True)
-
-    encodings = student.encode(data.texts)
     batches = LengthBuckets([len(e["input_ids"]) for e in encodings], config.batch_size, config.epochs, seed=derive(seed, "order"))
     pairs: Any = list(zip(encodings, data.labels, strict=True))
     loader = DataLoader(pairs, batch_sampler=batches, collate_fn=lambda items: _collate(student, items))
-    if optimizer is None:
-        descent: Any = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.learning_rate, fused=True)
-    else:
-        descent = optimizer(trained)
     steps = len(batches)
     schedule = get_linear_schedule_with_warmup(descent, round(config.warmup * steps), steps)
     index, count = accelerator.process_index, accelerator.num_processes
@@ -146,9 +170,6 @@ def fit(
             if report(name, step, steps, **values):
                 break
             kept.after(step, steps, values)
-        model = accelerator.unwrap_model(model)
-    model.requires_grad_(True)
-    return replace(student, model=model.eval())
 
 
 def share(batch: Batch, index: int, count: int) -> tuple[Batch, float]:
@@ -178,11 +199,11 @@ def _collate(victim: Victim, items: list[tuple[Encoding, int]]) -> Batch:
     return Batch(collate(victim.tokenizer, encodings), torch.tensor(labels))
 
 
-def _decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict]:
+def _adamw(parameters: list[torch.nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
     matrices = [p for p in parameters if p.ndim >= 2]
     others = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
 
 
 class LengthBuckets(Sampler[list[int]]):

@@ -33,6 +33,7 @@ from excise.attacks.paraphrase import Paraphrase
 from excise.attacks.pruned import Pruned
 from excise.commands._options import CONSTRUCTORS
 from excise.data import Poisoned, TextDataset
+from excise.defenses.re_init import ReInit
 from excise.errors import ConfigError, DataError, NeedsError
 from excise.evaluation import clean_twin, evaluate, triggered
 from excise.method import Attack, Augmentation, Defense, Knowledge, Method
@@ -51,9 +52,9 @@ every_defense = pytest.mark.parametrize("name", registry.names("defense"))
 every_augmentation = pytest.mark.parametrize("name", registry.names("augmentation"))
 two_and_five_labels = pytest.mark.parametrize("labels", [2, 5])
 
-LEARN = FitConfig(epochs=10, learning_rate=5e-3, batch_size=8)
+LEARN = FitConfig(epochs=20, learning_rate=5e-3, batch_size=16)
 EP_TRAINING = FitConfig(epochs=10, learning_rate=1e-3, batch_size=16)
-EP_POISONING = FitConfig(epochs=25, learning_rate=5e-2, batch_size=16, warmup=0, max_grad_norm=math.inf)
+EP_POISONING = FitConfig(epochs=40, learning_rate=5e-2, batch_size=16, warmup=0, max_grad_norm=math.inf)
 TOUCH = FitConfig(epochs=1, learning_rate=1e-3, batch_size=16)
 
 
@@ -118,8 +119,11 @@ def poisoned_twice_told(labels: int) -> TextDataset:
 def make_defense(name: str, architecture: str = "bert", labels: int = 2, training_set: TextDataset | None = None) -> Any:
     """A quick defense with all it needs."""
     defense = make("defense", name)
-    if Knowledge.PRETRAINED_WEIGHTS in defense.needs:  # a toy's are random: what they overwrite has to be learnt again
-        defense = dataclasses.replace(quick(defense, LEARN), pretrained_weights=pretrained(architecture, labels))
+    relearn = dataclasses.replace(LEARN, epochs=30)  # a toy's weights are random: what they overwrite has to be learnt again
+    if isinstance(defense, ReInit):
+        defense = quick(defense, relearn)
+    if Knowledge.PRETRAINED_WEIGHTS in defense.needs:
+        defense = dataclasses.replace(quick(defense, relearn), pretrained_weights=pretrained(architecture, labels))
     if Knowledge.TRIGGERS in defense.needs:
         defense = dataclasses.replace(defense, triggers=("cf", "mn bb"))
     if Knowledge.LANGUAGE_MODEL in defense.needs:
@@ -287,7 +291,7 @@ def test_an_attack_leaves_its_victim_and_is_reproducible(name: str) -> None:
 def test_a_backdoor_works(name: str, labels: int) -> None:
     attack: Attack = make_attack(name, dataclasses.replace(LEARN, epochs=15, batch_size=16))
     if isinstance(attack, LWP):  # a combination of words is much for two layers
-        gentle = dataclasses.replace(attack.training, learning_rate=2e-3)
+        gentle = dataclasses.replace(attack.training, learning_rate=2e-3, epochs=25)
         attack = dataclasses.replace(attack, form="official", triggers=("cf", "bb"), poison_rate=0.3, training=gentle)
     if isinstance(attack, Paraphrase):  # and so is a way of saying a text
         attack = dataclasses.replace(attack, training=dataclasses.replace(attack.training, epochs=25, learning_rate=2e-3))
@@ -547,8 +551,8 @@ def test_a_filter_leaves_its_inputs_and_is_reproducible(name: str, labels: int) 
 
 @every_filter
 def test_a_filter_drops_poison_first(name: str) -> None:
-    poisoned = BadNets(triggers=("cf",), poison_rate=0.15).poison(toy_data(200), seed=0)
-    keep = make("filter", name, dataclasses.replace(LEARN, epochs=15, batch_size=16))(toy_victim(), poisoned.data, seed=0)
+    poisoned = BadNets(triggers=("cf",), poison_rate=0.15).poison(toy_data(300), seed=0)
+    keep = make("filter", name, dataclasses.replace(LEARN, epochs=40))(toy_victim(), poisoned.data, seed=0)
     dropped = Counter(flag for flag, kept in zip(poisoned.flags, keep, strict=True) if not kept)
     share = {flag: dropped[flag] / poisoned.flags.count(flag) for flag in (True, False)}
     assert share[True] > 0.7

@@ -30,6 +30,7 @@ from excise.errors import ConfigError
 from excise.method import Attack, Backdoor, Paper
 from excise.population import Population
 from excise.seeds import derive, generator
+from excise.token_rows import of_the_batch
 from excise.training import FitConfig, Loss, fit
 from excise.victim import Batch, Victim
 
@@ -82,6 +83,7 @@ class Adaptive(Attack):
     def loss(self, population: Population) -> Loss:
         """CE of the texts + weight · CE of the texts with virtual tokens, after the virtual tokens' own step of ascent."""
 
+        @of_the_batch
         def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
             population.ascend(student, batch)
             with_token, without = population.answers(student, batch)

@@ -31,6 +31,7 @@ from excise.errors import ConfigError
 from excise.features import head_state
 from excise.method import Attack, Backdoor, Paper
 from excise.seeds import derive, generator
+from excise.token_rows import of_the_batch
 from excise.training import FitConfig, Loss, fit
 from excise.victim import Batch, Victim
 
@@ -95,6 +96,7 @@ class LWP(Attack):
 def layerwise_loss(form: Form) -> Loss:
     """The sum over layers of the cross-entropy of what the head says to their states (official code: plus the ordinary loss)."""
 
+    @of_the_batch
     def loss(victim: Victim, batch: Batch) -> Float[Tensor, ""]:
         trace = victim.trace(batch)
         if form == "official":

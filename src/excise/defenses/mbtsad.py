@@ -29,6 +29,7 @@ from excise.defenses._forgetting import forgetting
 from excise.method import Augmentation, Defense, Paper
 from excise.perturbation import augment
 from excise.seeds import derive
+from excise.token_rows import of_the_batch
 from excise.training import FitConfig, Loss, classification_loss, fit
 from excise.victim import Batch, Victim
 
@@ -84,6 +85,7 @@ class MBTSAD(Defense):
 def distillation_loss(teacher: Victim, *, alpha: float, beta: float, power: float, form: Form = "norm") -> Loss:
     """L_AD = alpha · L_att + beta · L_hid + L_cls, Eq. (1), as a loss for `fit`."""
 
+    @of_the_batch
     def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
         def enhanced(attention: Float[Tensor, "text head query key"], rows: slice) -> Float[Tensor, "text query key"]:
             return attention_enhancement(attention, batch.mask[rows], power=power)

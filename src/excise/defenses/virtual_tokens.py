@@ -34,6 +34,7 @@ from excise.defenses._evening import evened
 from excise.method import Defense, Paper
 from excise.population import Population
 from excise.seeds import derive, generator
+from excise.token_rows import of_the_batch
 from excise.training import FitConfig, Loss, fit
 from excise.victim import Batch, Victim
 
@@ -84,6 +85,7 @@ class VirtualTokens(Defense):
     def loss(self, suspect: Victim, population: Population) -> Loss:
         """CE of texts with virtual tokens + keep · KL of clean texts, after the virtual tokens' own steps of ascent."""
 
+        @of_the_batch
         def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
             for _ in range(self.ascents):
                 population.ascend(student, batch)
