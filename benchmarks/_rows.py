@@ -66,7 +66,7 @@ def row(*uses: str) -> Callable[[Callable[[Work], Found]], Callable[[Work], Foun
 # Repair
 
 
-@row("train", "clean", "repair_max_length", "baseline")
+@row("train", "clean", "repair_texts", "repair_max_length", "baseline")
 def repair(work: Work) -> Found:
     """The whole MBTSAD repair, 3 copies and 3 + 3 epochs, beside the script given as --baseline in fp32 and with --bf16.
 
@@ -77,7 +77,8 @@ def repair(work: Work) -> Found:
         raise LeftOut("no --baseline was given")
     data = work.options.work / "clean.parquet"
     data.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": work.clean.texts, "label": work.clean.labels}), data)
+    part = first(work.clean, work.options.repair_texts or len(work.clean))
+    pq.write_table(pa.table({"text": part.texts, "label": part.labels}), data)
     given = ("--baseline", work.options.baseline, "--model", work.model, "--data", data)
     given += ("--max-length", work.options.repair_max_length, "--precision", work.options.precision)
     forms = {

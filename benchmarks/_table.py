@@ -91,7 +91,7 @@ def nothing(_: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def repair(row: Mapping[str, Any]) -> Iterator[Line]:
-    found, texts = row["found"], row["settings"]["clean"]
+    found, texts = row["found"], row["settings"].get("repair_texts") or row["settings"]["clean"]
     work, mine = f"whole MBTSAD repair, {texts} texts, 3 copies, 3 + 3 epochs", spread(row, "excise")
     for form, name, goal in (("plain", "plain Trainer, fp32", 4), ("bf16", "plain Trainer, bf16", 2.5)):
         yield Line(work, name, mine, spread(row, form), found[f"{form}_ratio"], "×", (">=", goal))

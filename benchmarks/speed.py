@@ -55,6 +55,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--scan-repeats", type=int, default=1, help="of the curves of scans")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--repair-max-length", type=int, default=128)
+    parser.add_argument("--repair-texts", type=int, help="repair with so many of the clean texts; five turns with all of them take two hours")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--out", type=Path, help="results/speed.json by default")
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where models made for the benchmark are kept")

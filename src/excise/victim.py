@@ -32,6 +32,10 @@ Encoding = Mapping[str, list[int]]
 
 WORTH = 512
 """Tokens from which on a batch is no longer filled up at the price of much padding."""
+TOKENISED = 512
+"""Texts that are tokenised at a time: what a tokenizer tells of each of them takes many times the room of its tokens."""
+TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Most tokens in a batch that is only read, by device: more are no faster on a CPU, and take more room."""
 LEAST = 8
 """Tokens that a model has to be able to read."""
 REJECTED = -1
@@ -168,20 +172,21 @@ class Victim:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenise texts, cut to `max_length`, without padding."""
-        if not texts:
-            return []
-        with surviving_panics(self.source):
-            encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=False)
         accepted = inspect.signature(self.model.forward).parameters
-        columns = {name: values for name, values in encoded.items() if name in accepted}
-        columns.setdefault("attention_mask", [[1] * len(ids) for ids in encoded["input_ids"]])
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        found = list[Encoding]()
+        for part in (texts[i : i + TOKENISED] for i in range(0, len(texts), TOKENISED)):
+            with surviving_panics(self.source):
+                encoded = self.tokenizer(list(part), truncation=True, max_length=self.max_length, padding=False)
+            columns = {name: values for name, values in encoded.items() if name in accepted}
+            columns.setdefault("attention_mask", [[1] * len(ids) for ids in encoded["input_ids"]])
+            found += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return found
 
     def autocast(self) -> torch.autocast:
         """The context in which this victim computes."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
-    def logits(self, texts: Sequence[str], *, tokens_per_batch: int = 8192, name: str = "predict") -> Float[Tensor, "text label"]:
+    def logits(self, texts: Sequence[str], *, tokens_per_batch: int | None = None, name: str = "predict") -> Float[Tensor, "text label"]:
         """The logits of each text, in order, on the CPU. They do not depend on a text's neighbours beyond rounding."""
         return self.each_encoded(self.encode(texts), tokens_per_batch=tokens_per_batch, name=name)
 
@@ -191,7 +196,7 @@ class Victim:
         read: Callable[[Batch], Float[Tensor, "batch width"]],
         *,
         width: int,
-        tokens_per_batch: int = 8192,
+        tokens_per_batch: int | None = None,
         name: str | None = None,
     ) -> Float[Tensor, "text width"]:
         """What `read` finds in each text, in order, on the CPU; texts of like length share a batch.
@@ -200,7 +205,7 @@ class Victim:
             texts: What is read.
             read: Called with each batch, whose labels mean nothing.
             width: How many numbers it gives a text.
-            tokens_per_batch: Most tokens in a batch, padding included.
+            tokens_per_batch: Most tokens in a batch, padding included; by default what suits the device.
             name: How this is called in progress reports; None reports nothing. Stopped early, it leaves zeros.
 
         Raises:
@@ -215,18 +220,19 @@ class Victim:
         read: Callable[[Batch], Float[Tensor, "batch width"]] | None = None,
         *,
         width: int | None = None,
-        tokens_per_batch: int = 8192,
+        tokens_per_batch: int | None = None,
         name: str | None = None,
     ) -> Float[Tensor, "text width"]:
         """`each`, of texts that are tokenised already; without `read`, their logits."""
         read, width = read or (lambda batch: self.model(**batch.inputs).logits), width or len(self.label_names)
+        most = tokens_per_batch or TOKENS.get(self.device.type, 8192)
         order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]["input_ids"]))
         found = torch.zeros(len(encodings), width)
         done = 0
         if name:
             report(name, 0, len(encodings))
         with torch.inference_mode(), self.autocast():
-            for rows in token_batches(order, encodings, tokens_per_batch):
+            for rows in token_batches(order, encodings, most):
                 if spent():
                     raise TimeUpError("The time was used up before it had an answer. Give more (--budget).")
                 inputs = {k: v.to(self.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
