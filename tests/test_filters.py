@@ -114,7 +114,7 @@ def test_variants_share_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Victim, "encode", encode_as(victim))
     important_words(victim, data.texts, most=5)
     assert sum(calls) == sum(1 + len(text.split()) for text in data.texts)
-    assert len(calls) < 12
+    assert len(calls) < len(data) / 5
 
 
 def encode_as(victim: Victim) -> Any:
