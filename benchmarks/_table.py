@@ -176,7 +176,7 @@ LINES: Mapping[str, Any] = {
     "evaluate": beside("classifying {texts} texts", "32 at a time, fp32", None),
     "strip": beside("STRIP, {texts} texts", "4 copies at a time, fp32", 5),
     "rap": beside("RAP, {texts} texts", "32 texts at a time, fp32", 5),
-    "onion": beside("ONION, {texts} texts", "one text's variants at a time", 5),
+    "onion": beside("ONION, {texts} texts", "one text's variants at a time, fp32", 5),
     "growth_of_evaluation": growth("classifying"),
     "growth_of_repair": growth("MBTSAD, 1 copy, 1 + 1 epochs"),
     "padding": padding,

@@ -196,6 +196,23 @@ def test_onion_takes_out_triggers() -> None:
     assert left < 20
 
 
+def test_onion_computes_as_its_victim_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plain = dict[str, list[float]](), LanguageModel.autocast
+    data, source = toy_data(40), toy_language_model("causal")
+    used = list[str]()
+    monkeypatch.setattr(LanguageModel, "autocast", lambda self: used.append(self.precision) or plain(self))
+    for precision in ("fp32", "bf16"):
+        used.clear()
+        victim = replace(toy_victim(), precision=precision)
+        ONION(language_model=source)(victim, data, seed=0)
+        assert set(used) == {precision}
+        model = LanguageModel.load(source, kind="causal", precision=precision)
+        found[precision] = [f for row in suspicions(model, data.texts) for f in row if f > -math.inf]
+    assert found["bf16"] != found["fp32"]
+    largest = max(map(abs, found["fp32"]))
+    np.testing.assert_allclose(found["bf16"], found["fp32"], atol=0.02 * largest)
+
+
 # EDA
 
 

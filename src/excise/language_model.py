@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -45,10 +45,12 @@ class LanguageModel:
     max_length: int
     """Longest input in tokens; longer texts are cut."""
     source: str = ""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """The arithmetic in which it computes; losses are taken in fp32 from its logits."""
 
     @classmethod
-    def load(cls, source: str | Path, *, kind: Kind, device: str = "cpu") -> LanguageModel:
-        """Open a language model of this kind, once: later calls with the same arguments get the same object.
+    def load(cls, source: str | Path, *, kind: Kind, device: str = "cpu", precision: Precision = "fp32") -> LanguageModel:
+        """Open a language model of this kind, once: later calls with the same source and device get the same weights.
 
         Raises:
             CheckpointError: It is none, or of another kind, or is refused.
@@ -57,7 +59,12 @@ class LanguageModel:
         found = _opened(str(source), device)
         if found.kind != kind:
             raise CheckpointError(f"{source} is a {found.kind} language model; a {kind} one is needed. excise train-lm --kind {kind} makes one.")
-        return found
+        arithmetic = resolve_precision(precision, torch.device(device))
+        return found if found.precision == arithmetic else replace(found, precision=arithmetic)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which this model computes."""
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def encode(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         """Token ids of each text, cut to `max_length`; a model that has a token for the beginning of a text gets it."""
@@ -75,7 +82,7 @@ class LanguageModel:
         encodings = self.encode(texts)
         found, done = torch.ones(len(texts)), 0
         report(name, 0, len(texts))
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             for rows in token_batches(by_length(encodings), encodings, TOKENS, worth=WORTH):
                 inputs = {k: v.to(self.model.device) for k, v in collate(self.tokenizer, [encodings[i] for i in rows]).items()}
                 found[rows] = nll(self.model(**inputs).logits, inputs["input_ids"], inputs["attention_mask"]).exp().cpu()
@@ -99,7 +106,7 @@ class LanguageModel:
         starts = [0, *accumulate(map(len, variants))]
         whole, found, done = torch.ones(len(texts)), torch.ones(len(flat)), 0
         report(name, 0, len(texts))
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             for rows in token_batches(by_length(encodings), encodings, TOKENS, worth=WORTH):
                 begun = _Begun.of(self, [encodings[i] for i in rows])
                 whole[rows] = begun.perplexities()
@@ -119,7 +126,7 @@ class LanguageModel:
         place = [i for i, token in enumerate(encoding["input_ids"]) if token == self.tokenizer.mask_token_id][:1]
         if not place:
             return None
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             inputs = {k: v.to(self.model.device) for k, v in collate(self.tokenizer, [encoding]).items()}
             return self.model(**inputs).logits[0, place[0]].float().cpu()
 

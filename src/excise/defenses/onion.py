@@ -47,7 +47,7 @@ class ONION(Defense):
     """Loss of clean accuracy that a chosen bar may cost, as a share."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
-        model = LanguageModel.load(self.language_model or "", kind="causal", device=str(victim.device))
+        model = LanguageModel.load(self.language_model or "", kind="causal", device=str(victim.device), precision=victim.precision)
         bar = self.bar if self.bar is not None else choose_bar(victim, data, suspicions(model, data.texts), max_loss=self.max_loss)
         logger.info("ONION leaves out words with a suspicion of %.3g and more", bar)
 
