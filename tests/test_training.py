@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from excise.data import TextDataset
 from excise.errors import ConfigError, DataError, TrainingError
 from excise.progress import Progress, observe
-from excise.training import FitConfig, LengthBuckets, classification_loss, fit
+from excise.training import FitConfig, LengthBuckets, classification_loss, fit, padded_width
 from excise.victim import Batch, Victim
-from toy import ARCHITECTURES, toy_data, toy_victim
+from toy import ARCHITECTURES, NAMES, toy_data, toy_victim
 
 SHORT = FitConfig(epochs=2, learning_rate=1e-3, batch_size=8)
 DATA = toy_data(24)
@@ -110,6 +110,26 @@ def test_batches_hold_texts_of_like_length_in_random_order() -> None:
     assert abs(np.corrcoef(range(len(longest)), longest)[0, 1]) < 0.25
     assert batches != list(LengthBuckets(lengths, 16, 1, seed=1))
     assert batches != list(LengthBuckets(lengths, 16, 2, seed=0))[len(batches) :]
+
+
+@given(longest=st.integers(0, 1000), room=st.integers(0, 1000))
+def test_batches_are_padded_to_few_widths_and_by_little(longest: int, room: int) -> None:
+    most = longest + room
+    assert longest <= padded_width(longest, most) <= min(most, longest * 17 / 16 if longest > 15 else longest)
+
+
+def test_training_meets_few_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len({padded_width(longest, 510) for longest in range(511)}) < 100
+    data = TextDataset(tuple("film " * length for length in range(33, 100)), (0, 1) * 33 + (0,), NAMES)
+    victim, widths = toy_victim(), set[int]()
+
+    def loss(student: Victim, batch: Batch) -> torch.Tensor:
+        widths.add(batch.mask.shape[1])
+        return classification_loss(student, batch)
+
+    fit(victim, data, loss=loss, config=FitConfig(epochs=1, batch_size=1), seed=0)
+    assert max(widths) == victim.max_length
+    assert all(width % 2 == 0 for width in widths)
 
 
 def test_only_chosen_parameters_are_trained() -> None:

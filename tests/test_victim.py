@@ -56,6 +56,14 @@ def test_long_texts_are_cut(architecture: str) -> None:
     torch.testing.assert_close(*victim.logits([LONG, LONG + " brilliant"]).unbind())
 
 
+def test_tokenising_in_parts_changes_nothing(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = toy_victim(architecture)
+    whole = victim.encode(TEXTS)
+    monkeypatch.setattr("excise.victim.TOKENISED", 3)
+    assert victim.encode(TEXTS) == whole
+    assert len(whole) == len(TEXTS)
+
+
 def test_nothing_in_nothing_out() -> None:
     assert toy_victim().predict([]) == []
 

@@ -34,7 +34,7 @@ WORTH = 512
 """Tokens from which on a batch is no longer filled up at the price of much padding."""
 TOKENISED = 512
 """Texts that are tokenised at a time: what a tokenizer tells of each of them takes many times the room of its tokens."""
-TOKENS = {"cpu": 1024, "cuda": 8192}
+TOKENS = {"cpu": 512, "cuda": 8192}
 """Most tokens in a batch that is only read, by device: more are no faster on a CPU, and take more room."""
 LEAST = 8
 """Tokens that a model has to be able to read."""
@@ -297,9 +297,9 @@ class Victim:
         tokenizer.save_pretrained(folder)
 
 
-def collate(tokenizer: PreTrainedTokenizerBase, encodings: Sequence[Encoding]) -> dict[str, Int[Tensor, "batch token"]]:
-    """Pad on the right to the longest, and to one token where a tokenizer finds none in any text."""
-    longest = max(1, *(len(e["input_ids"]) for e in encodings))
+def collate(tokenizer: PreTrainedTokenizerBase, encodings: Sequence[Encoding], width: int = 1) -> dict[str, Int[Tensor, "batch token"]]:
+    """Pad on the right to the longest, or to `width` if that is more: one token at least, where a tokenizer finds none in any text."""
+    longest = max(width, *(len(e["input_ids"]) for e in encodings))
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {name: torch.tensor([[*e[name], *[fill.get(name, 0)] * (longest - len(e[name]))] for e in encodings]) for name in encodings[0]}
 
