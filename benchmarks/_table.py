@@ -82,7 +82,8 @@ def spread(row: Mapping[str, Any], form: str, key: str = "seconds", unit: str = 
     """The median of a form, and the least and most of its runs."""
     values = sorted(run[key] for run in row["runs"][form])
     middle = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-    return f"{middle:.3g} {unit}" + (f" ({values[0]:.3g}-{values[-1]:.3g})" if len(values) > 1 else "")
+    told, *ends = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (middle, values[0], values[-1]))
+    return f"{told} {unit}" + (f" ({'-'.join(ends)})" if len(values) > 1 else "")
 
 
 def nothing(_: Mapping[str, Any]) -> Iterator[Line]:
@@ -137,7 +138,7 @@ def growth(work: str) -> Any:
         found = row["found"]
         few, many = found["texts"]
         told = f"{work}, {many} texts"
-        yield Line(told, f"{few} texts", spread(row, "many"), spread(row, "few"), found["time_ratio"], "×", ("<=", 1.1 * many / few))
+        yield Line(told, f"{few} texts", spread(row, "many"), spread(row, "few"), found["time_ratio"], "×", ("<=", round(1.1 * many / few, 1)))
         mine, theirs = (spread(row, form, "peak_mib", "MiB") for form in ("many", "few"))
         yield Line("its peak memory, whole process", f"{few} texts", mine, theirs, found["memory_ratio"], "×", ("<=", 1.1))
 

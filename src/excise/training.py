@@ -135,7 +135,8 @@ def _descend(
     accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no", dataloader_config=once)
     batches = LengthBuckets([len(e["input_ids"]) for e in encodings], config.batch_size, config.epochs, seed=derive(seed, "order"))
     pairs: Any = list(zip(encodings, data.labels, strict=True))
-    loader = DataLoader(pairs, batch_sampler=batches, collate_fn=lambda items: _collate(student, items))
+    pinned = student.device.type == "cuda"
+    loader = DataLoader(pairs, batch_sampler=batches, collate_fn=lambda items: _collate(student, items), pin_memory=pinned)
     steps = len(batches)
     schedule = get_linear_schedule_with_warmup(descent, round(config.warmup * steps), steps)
     index, count = accelerator.process_index, accelerator.num_processes

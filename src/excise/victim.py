@@ -51,8 +51,10 @@ class Batch(NamedTuple):
     """Real tokens per text, relative to the whole batch where this is one process's part of it: what a mean over tokens has to be multiplied by."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return self._replace(inputs={name: values.to(device) for name, values in self.inputs.items()}, labels=self.labels.to(device))
+        """The same on another device; to a GPU from pinned memory, without waiting."""
+        later = device.type == "cuda"
+        inputs = {name: values.to(device, non_blocking=later) for name, values in self.inputs.items()}
+        return self._replace(inputs=inputs, labels=self.labels.to(device, non_blocking=later))
 
     @property
     def mask(self) -> Int[Tensor, "batch token"]:
