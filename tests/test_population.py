@@ -14,7 +14,7 @@ from excise.insertion import embeddings_replaced, inserted
 from excise.population import Population, ascended
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Batch, Victim, collate
-from toy import toy_data, toy_victim
+from toy import ARCHITECTURES, toy_data, toy_victim
 
 FILLER = 7
 
@@ -79,3 +79,12 @@ def test_a_population_is_by_default_what_the_defense_has() -> None:
     usual = {name: value.default for name, value in inspect.signature(Population).parameters.items() if value.kind is value.KEYWORD_ONLY}
     defense = VirtualTokens()
     assert usual == {**{name: getattr(defense, name) for name in usual if name != "members"}, "members": defense.population}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_clean_texts_are_answered_as_if_they_were_alone(architecture: str) -> None:
+    victim = toy_victim(architecture)
+    batch = Batch(collate(victim.tokenizer, victim.encode(["good", "a bad film"]), width=9), torch.tensor([0, 1]))
+    with torch.no_grad():
+        expected = victim.model(**batch.inputs).logits
+        torch.testing.assert_close(Population(victim, Random(0)).answers(victim, batch)[1], expected, atol=1e-5, rtol=1e-4)

@@ -61,13 +61,13 @@ def inserted(batch: Batch, where: Int[Tensor, "batch place"], filler: int) -> tu
     return batch._replace(inputs=inputs), is_new
 
 
-def together(one: Batch, other: Batch, filler: int) -> Batch:
-    """The texts of both, padded with `filler` on the right to one length."""
+def together(one: Batch, other: Batch, padding: int) -> Batch:
+    """The texts of both, padded on the right to one length with the token `padding`: some models answer at the last token that is another."""
     longest = max(one.mask.shape[1], other.mask.shape[1])
 
     def wide(name: str, values: Tensor) -> Tensor:
-        padding = values.new_full((len(values), longest - values.shape[1]), filler if name == "input_ids" else 0)
-        return torch.cat([values, padding], dim=1)
+        more = values.new_full((len(values), longest - values.shape[1]), padding if name == "input_ids" else 0)
+        return torch.cat([values, more], dim=1)
 
     inputs = {name: torch.cat([wide(name, one.inputs[name]), wide(name, other.inputs[name])]) for name in one.inputs}
     return Batch(inputs, torch.cat([one.labels, other.labels]))

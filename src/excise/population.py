@@ -98,7 +98,8 @@ class Population:
         """(logits of the texts with a member in each, logits of the texts as they are), of one pass."""
         members = self.assign(batch.labels)
         stamped, is_virtual = inserted(batch, places(student, batch, self.tokens, self.random), filler(student))
-        both = together(stamped, batch, filler(student))
+        padding: Any = student.tokenizer.pad_token_id
+        both = together(stamped, batch, padding)
         marked = torch.cat([is_virtual, torch.zeros_like(is_virtual)])
         with embeddings_replaced(student.module, marked, self.vectors[members].flatten(0, 1)):
             with_token, without = student.model(**both.inputs).logits.float().chunk(2)
