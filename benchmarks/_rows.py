@@ -244,7 +244,7 @@ def beside(work: Work, name: str, ours: Callable[[Victim], Scores], plain: Calla
     """Seconds of both forms, after they have come to the same scores in fp32; the plain one also in our arithmetic, where that is another."""
     texts, mine, theirs = texts or work.test.texts, ours(work.victim), plain(work.exact)
     one, other = torch.tensor(ours(work.exact)(texts[:CHECKED])), torch.tensor(theirs(texts[:CHECKED]))
-    torch.testing.assert_close(one, other, atol=2e-3 * max(1.0, float(other[other.isfinite()].abs().max())), rtol=1e-2)
+    torch.testing.assert_close(one, other, atol=2e-3 * max(1.0, *other[other.isfinite()].abs().tolist()), rtol=1e-2)
     forms = {"excise": lambda: mine(texts), "plain": lambda: theirs(texts)}
     if work.victim.precision != "fp32":
         alike = plain(work.victim)

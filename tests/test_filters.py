@@ -109,13 +109,12 @@ def test_words_score_as_by_hand_however_many_texts_are_held(held: int, monkeypat
 def test_variants_share_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     victim, data = toy_victim(), toy_data(100)
     calls: list[int] = []
-    monkeypatch.setattr("excise.victim.TOKENS", {"cpu": 8192})
     forward = victim.model.forward
     monkeypatch.setattr(victim.model, "forward", lambda **inputs: calls.append(len(inputs["input_ids"])) or forward(**inputs))
     monkeypatch.setattr(Victim, "encode", encode_as(victim))
     important_words(victim, data.texts, most=5)
     assert sum(calls) == sum(1 + len(text.split()) for text in data.texts)
-    assert len(calls) < 12
+    assert len(calls) < sum(calls) / 20
 
 
 def encode_as(victim: Victim) -> Any:

@@ -12,13 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from excise.data import TextDataset
+from excise.defenses.mbtsad import MBTSAD
+from excise.defenses.virtual_tokens import VirtualTokens
 from excise.errors import ConfigError, DataError, TrainingError
 from excise.progress import Progress, observe
 from excise.training import FitConfig, LengthBuckets, classification_loss, fit, padded_width
 from excise.victim import Batch, Victim
-from toy import ARCHITECTURES, NAMES, toy_data, toy_victim
+from toy import ARCHITECTURES, NAMES, toy_data, toy_tokenizer, toy_victim
 
 SHORT = FitConfig(epochs=2, learning_rate=1e-3, batch_size=8)
 DATA = toy_data(24)
@@ -30,6 +33,19 @@ def weights(victim: Victim) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_dropout(victim: Victim) -> Victim:
+    """A copy that draws no noise."""
+    calm = victim.copy()
+    for name, value in vars(calm.model.config).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(calm.model.config, name, 0.0)
+    for layer in calm.model.modules():
+        for name, value in vars(layer).items():
+            if ("drop" in name or name == "p") and isinstance(value, float):
+                setattr(layer, name, 0.0)
+    return calm
 
 
 def train(victim: Victim, *, data: TextDataset = DATA, config: FitConfig = SHORT, seed: int = 0, **options) -> Victim:
@@ -118,7 +134,34 @@ def test_batches_are_padded_to_few_widths_and_by_little(longest: int, room: int)
     assert longest <= padded_width(longest, most) <= min(most, longest * 17 / 16 if longest > 15 else longest)
 
 
-def test_training_meets_few_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("method", ["plain", "virtual_tokens", "mbtsad"])
+def test_wider_batches_train_the_same(architecture: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, data = without_dropout(toy_victim(architecture)), TextDataset(tuple("film " * n + "good" for n in range(20, 44)), (0, 1) * 12, NAMES)
+    config, found, widths = replace(SHORT, epochs=1, batch_size=1), list[torch.Tensor](), list[int]()
+    for wide in (padded_width, lambda longest, most: longest):
+        monkeypatch.setattr("excise.training.padded_width", lambda *given, wide=wide: widths.append(wide(*given)) or widths[-1])
+        if method == "plain":
+            trained = train(victim, data=data, config=config)
+        elif method == "mbtsad":
+            trained = MBTSAD(copies=1, retraining=config, distillation=config)(victim, data, seed=0)
+        else:
+            trained = VirtualTokens(training=config)(victim, data, seed=0)
+        found.append(trained.logits(data.texts))
+    assert len(set(widths[: len(widths) // 2])) < len(set(widths[len(widths) // 2 :]))
+    torch.testing.assert_close(*found, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_texts_of_no_token_are_trained_on(architecture: str) -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    victim, data = replace(toy_victim(architecture), tokenizer=tokenizer), TextDataset(("", "", "good film"), (0, 1, 0), NAMES)
+    assert not victim.encode([""])[0]["input_ids"]
+    fit(victim, data, loss=classification_loss, config=FitConfig(epochs=1, batch_size=2), seed=0)
+
+
+def test_training_meets_few_widths() -> None:
     assert len({padded_width(longest, 510) for longest in range(511)}) < 100
     data = TextDataset(tuple("film " * length for length in range(33, 100)), (0, 1) * 33 + (0,), NAMES)
     victim, widths = toy_victim(), set[int]()

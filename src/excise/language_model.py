@@ -211,7 +211,7 @@ def train_language_model(
 ) -> LanguageModel:
     """Make a small language model from an encoder and some texts; the encoder's body is kept, its head is new.
 
-    `precision` is that of the training.
+    `precision` is that of the training; what is returned computes in fp32.
 
     Raises:
         CheckpointError: The source is no encoder that can become one.

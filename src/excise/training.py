@@ -204,7 +204,7 @@ def _collate(victim: Victim, items: list[tuple[Encoding, int]]) -> Batch:
 def padded_width(longest: int, most: int) -> int:
     """The tokens to which a batch is padded, of five significant bits and at most `most`.
 
-    On a CPU the kernels of every shape that ever occurs are kept: with few widths, training takes a quarter less memory.
+    On a CPU the kernels of every shape that ever occurs are kept: with few widths, training takes a sixth less memory.
     """
     step = 2 ** max(0, longest.bit_length() - 5)
     return min(-(-longest // step) * step, max(longest, most))

@@ -31,7 +31,7 @@ Encoding = Mapping[str, list[int]]
 
 
 WORTH = 512
-"""Tokens from which on a batch is no longer filled up at the price of much padding."""
+"""Tokens from which on a larger batch is no longer filled up at the price of much padding."""
 TOKENISED = 512
 """Texts that are tokenised at a time: what a tokenizer tells of each of them takes many times the room of its tokens."""
 TOKENS = {"cpu": 512, "cuda": 8192}
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     """Real tokens per text, relative to the whole batch where this is one process's part of it: what a mean over tokens has to be multiplied by."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device; to a GPU from pinned memory, without waiting."""
+        """The same on another device; to a GPU without waiting, if the memory is pinned."""
         later = device.type == "cuda"
         inputs = {name: values.to(device, non_blocking=later) for name, values in self.inputs.items()}
         return self._replace(inputs=inputs, labels=self.labels.to(device, non_blocking=later))
@@ -300,8 +300,8 @@ class Victim:
 
 
 def collate(tokenizer: PreTrainedTokenizerBase, encodings: Sequence[Encoding], width: int = 1) -> dict[str, Int[Tensor, "batch token"]]:
-    """Pad on the right to the longest, or to `width` if that is more: one token at least, where a tokenizer finds none in any text."""
-    longest = max(width, *(len(e["input_ids"]) for e in encodings))
+    """Pad on the right to the longest, or to `width` if that is more; to one token where a tokenizer finds none in any text."""
+    longest = max(1, width, *(len(e["input_ids"]) for e in encodings))
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {name: torch.tensor([[*e[name], *[fill.get(name, 0)] * (longest - len(e[name]))] for e in encodings]) for name in encodings[0]}
 
