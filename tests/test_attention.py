@@ -34,15 +34,15 @@ def inputs(victim: Victim, n: int = 6) -> dict[str, torch.Tensor]:
     return found
 
 
-def with_attention_dropout(architecture: str) -> PreTrainedModel:
-    """Dropout of 0.5 on attention probabilities and none anywhere else."""
+def with_attention_dropout(architecture: str, share: float = 0.5) -> PreTrainedModel:
+    """Dropout on attention probabilities and none anywhere else."""
     config = toy_config(architecture)
     for name in DROPOUTS:
         if isinstance(getattr(config, name, None), float):
             setattr(config, name, 0.0)
     for name in ATTENTION_DROPOUTS:
         if hasattr(config, name):
-            setattr(config, name, 0.5)
+            setattr(config, name, share)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForSequenceClassification.from_config(config)

@@ -21,6 +21,7 @@ from excise.errors import ConfigError, DataError, TrainingError
 from excise.progress import Progress, observe
 from excise.training import FitConfig, LengthBuckets, classification_loss, fit, padded_width
 from excise.victim import Batch, Victim
+from test_attention import with_attention_dropout
 from toy import ARCHITECTURES, NAMES, toy_data, toy_tokenizer, toy_victim
 
 SHORT = FitConfig(epochs=2, learning_rate=1e-3, batch_size=8)
@@ -33,19 +34,6 @@ def weights(victim: Victim) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def without_dropout(victim: Victim) -> Victim:
-    """A copy that draws no noise."""
-    calm = victim.copy()
-    for name, value in vars(calm.model.config).items():
-        if "drop" in name and isinstance(value, float):
-            setattr(calm.model.config, name, 0.0)
-    for layer in calm.model.modules():
-        for name, value in vars(layer).items():
-            if ("drop" in name or name == "p") and isinstance(value, float):
-                setattr(layer, name, 0.0)
-    return calm
 
 
 def train(victim: Victim, *, data: TextDataset = DATA, config: FitConfig = SHORT, seed: int = 0, **options) -> Victim:
@@ -137,7 +125,8 @@ def test_batches_are_padded_to_few_widths_and_by_little(longest: int, room: int)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("method", ["plain", "virtual_tokens", "mbtsad"])
 def test_wider_batches_train_the_same(architecture: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    victim, data = without_dropout(toy_victim(architecture)), TextDataset(tuple("film " * n + "good" for n in range(20, 44)), (0, 1) * 12, NAMES)
+    victim = replace(toy_victim(architecture), model=with_attention_dropout(architecture, 0.0).eval())
+    data = TextDataset(tuple("film " * n + "good" for n in range(20, 44)), (0, 1) * 12, NAMES)
     config, found, widths = replace(SHORT, epochs=1, batch_size=1), list[torch.Tensor](), list[int]()
     for wide in (padded_width, lambda longest, most: longest):
         monkeypatch.setattr("excise.training.padded_width", lambda *given, wide=wide: widths.append(wide(*given)) or widths[-1])
