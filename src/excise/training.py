@@ -202,12 +202,12 @@ def _collate(victim: Victim, items: list[tuple[Encoding, int]]) -> Batch:
 
 
 def padded_width(longest: int, most: int) -> int:
-    """The tokens to which a batch is padded, of five significant bits and at most `most`.
+    """The tokens to which a batch is padded, of five significant bits and at most `most`, which no text of it exceeds.
 
     On a CPU the kernels of every shape that ever occurs are kept: with few widths, training takes a sixth less memory.
     """
     step = 2 ** max(0, longest.bit_length() - 5)
-    return min(-(-longest // step) * step, max(longest, most))
+    return min(-(-longest // step) * step, most)
 
 
 def _adamw(parameters: list[torch.nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
