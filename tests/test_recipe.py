@@ -12,7 +12,7 @@ from excise.defenses.mbtsad import MBTSAD
 from excise.errors import ConfigError
 from excise.pipeline import load_corpus
 from excise.recipe import Recipe, load_recipe
-from excise.recipes import shipped_recipes
+from excise.recipes import find_recipe, shipped_recipes
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
@@ -214,3 +214,15 @@ def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "recipe.yaml")
     with pytest.raises(ConfigError, match="no file of at most"):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_folder_of_texts_does_not_hide_the_grid_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imdb").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("imdb", folder="grids") == shipped_recipes("grids")["imdb"]
+
+
+def test_a_file_goes_before_the_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").write_text("name: ours")
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("demo") == Path("demo")

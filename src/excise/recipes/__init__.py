@@ -15,13 +15,13 @@ def shipped_recipes(folder: str = ".") -> dict[str, Path]:
 
 
 def find_recipe(name: str, *, folder: str = ".") -> Path:
-    """The file of that path, or of that name among those that excise comes with.
+    """The file of that path, or of that name among those that excise comes with; a folder goes after both.
 
     Raises:
         ConfigError: There is neither.
     """
     path, shipped = Path(name), shipped_recipes(folder)
-    if path.suffix or path.exists():
+    if path.suffix or path.is_file() or (path.exists() and name not in shipped):
         return path
     if name not in shipped:
         kind = {"grids": "grid", "zoos": "zoo"}.get(folder, "recipe")
