@@ -2,23 +2,33 @@
 
     v = max over ‖v‖ <= r of E [ log p(target of v | x + v) ], for texts x of other labels
 
-Members start as random rows of the vocabulary; old ones are drawn anew.
+Members start as random rows of the vocabulary; old ones are drawn anew. Those of an `AnchoredPopulation` stand around a word.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from excise.insertion import bounded, embeddings_replaced, filler, inserted, places, together
 from excise.victim import Batch, Victim
 
-__all__ = ["Population", "ascended"]
+__all__ = ["AnchoredPopulation", "Population", "ascended"]
+
+
+class Stamped(NamedTuple):
+    """Texts with virtual tokens in them."""
+
+    batch: Batch
+    is_virtual: Bool[Tensor, "batch token"]
+    vectors: Float[Tensor, "virtual hidden"]
+    """What stands there; rows of the mask come first, then columns."""
 
 
 class Population:
@@ -75,16 +85,26 @@ class Population:
         suitable = [[i for i, target in enumerate(self.targets) if target != label] for label in range(max(self.targets) + 1)]
         return torch.tensor([self.random.choice(suitable[label]) for label in labels.tolist()], device=labels.device)
 
+    def stamped(self, student: Victim, batch: Batch, members: Int[Tensor, " batch"], vectors: Float[Tensor, "member token hidden"]) -> Stamped:
+        """The texts, each with its member somewhere."""
+        longer, is_virtual = inserted(batch, places(student, batch, self.tokens, self.random), filler(student))
+        return Stamped(longer, is_virtual, vectors[members].flatten(0, 1))
+
+    def renew(self, member: int) -> None:
+        """Draw it anew."""
+        self.ages[member], self.vectors[member] = 0, self.fresh()
+
     def ascend(self, student: Victim, batch: Batch) -> None:
         """One step of every member that got a text of the batch, towards its target; the oldest are drawn anew."""
         model = student.module
         members = self.assign(batch.labels)
-        stamped, is_virtual = inserted(batch, places(student, batch, self.tokens, self.random), filler(student))
         vectors = self.vectors.requires_grad_(True)
         was_training = model.training
         model.eval()
-        with torch.enable_grad(), embeddings_replaced(model, is_virtual, vectors[members].flatten(0, 1)):
-            logits = model(**stamped.inputs).logits.float()
+        with torch.enable_grad():
+            stamped = self.stamped(student, batch, members, vectors)
+            with embeddings_replaced(model, stamped.is_virtual, stamped.vectors):
+                logits = model(**stamped.batch.inputs).logits.float()
         targets = torch.tensor(self.targets, device=members.device)[members]
         (gradient,) = torch.autograd.grad(-cross_entropy(logits, targets), vectors)
         model.train(was_training)
@@ -92,18 +112,68 @@ class Population:
         for i in set(members.tolist()):
             self.ages[i] += 1
             if self.ages[i] >= self.life:
-                self.ages[i], self.vectors[i] = 0, self.fresh()
+                self.renew(i)
 
     def answers(self, student: Victim, batch: Batch) -> tuple[Float[Tensor, "batch label"], Float[Tensor, "batch label"]]:
         """(logits of the texts with a member in each, logits of the texts as they are), of one pass."""
         members = self.assign(batch.labels)
-        stamped, is_virtual = inserted(batch, places(student, batch, self.tokens, self.random), filler(student))
+        stamped = self.stamped(student, batch, members, self.vectors)
         padding: Any = student.tokenizer.pad_token_id
-        both = together(stamped, batch, padding)
-        marked = torch.cat([is_virtual, torch.zeros_like(is_virtual)])
-        with embeddings_replaced(student.module, marked, self.vectors[members].flatten(0, 1)):
+        both = together(stamped.batch, batch, padding)
+        marked = torch.cat([stamped.is_virtual, torch.zeros_like(stamped.is_virtual)])
+        with embeddings_replaced(student.module, marked, stamped.vectors):
             with_token, without = student.model(**both.inputs).logits.float().chunk(2)
         return with_token, without
+
+
+class AnchoredPopulation(Population):
+    """Virtual tokens that stand around a word, side by side with it: what the rest of a phrase could be of which the word is known.
+
+    Args:
+        victim: Whose tokens and rows they are.
+        random: Draws everything.
+        anchors: The words or phrases; each member has one, which is drawn with it. A shorter one has more virtual tokens around it.
+        tokens: Virtual tokens around the longest.
+        more: As for `Population`.
+    """
+
+    def __init__(self, victim: Victim, random: Random, anchors: Sequence[str], *, tokens: int, **more: Any) -> None:
+        self.anchors: list[list[int]] = victim.tokenizer([f" {anchor}" for anchor in anchors], add_special_tokens=False)["input_ids"]
+        self.longest_anchor = max(len(ids) for ids in self.anchors)
+        super().__init__(victim, random, tokens=tokens + self.longest_anchor - min(len(ids) for ids in self.anchors), **more)
+        self.slots = tokens + self.longest_anchor
+        self.owned = [random.randrange(len(anchors)) for _ in self.targets]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes while it is used."""
+        return {**super().state_dict(), "owned": self.owned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state)
+        self.owned = list(state["owned"])
+
+    def renew(self, member: int) -> None:
+        """Draw it anew, with its anchor."""
+        super().renew(member)
+        self.owned[member] = self.random.randrange(len(self.anchors))
+
+    def stamped(self, student: Victim, batch: Batch, members: Int[Tensor, " batch"], vectors: Float[Tensor, "member token hidden"]) -> Stamped:
+        """The texts, each with an anchor somewhere, and the member's virtual tokens before and after it."""
+        where = places(student, batch, 1, self.random).expand(-1, self.slots)
+        longer, is_new = inserted(batch, where, filler(student))
+        rows: list[list[int]] = []
+        for member in members.tolist():
+            anchor = self.anchors[self.owned[member]]
+            before = self.random.randint(0, self.slots - len(anchor))
+            rows.append([-1] * before + anchor + [-1] * (self.slots - len(anchor) - before))
+        ids = torch.tensor(rows, device=where.device)
+        is_free = ids < 0
+        is_virtual = is_new.masked_scatter(is_new, is_free)
+        tokens = longer.inputs["input_ids"]
+        tokens = tokens.masked_scatter(is_new & ~is_virtual, ids[~is_free].to(tokens.dtype))
+        used = torch.arange(self.tokens, device=where.device) < is_free.sum(dim=1, keepdim=True)
+        return Stamped(longer._replace(inputs={**longer.inputs, "input_ids": tokens}), is_virtual, vectors[members][used])
 
 
 def ascended(

@@ -2,7 +2,8 @@
 
 1. A scanner looks for triggers with the clean texts, within a budget of time.
 2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs next to nothing. Which they are
-   is noted. A word that has none may be all that a scan sees of a sentence: what stands beside it there is looked for, too (_neighbours.py).
+   is noted. A word that has none may be all that a scan sees of a sentence: what stands beside it there is looked for (_neighbours.py), and unlearned
+   with virtual tokens for what was not found (anchored_tokens.py).
 3. Where it finds none, the repair that needs no trigger follows: it is all there is against what the scan cannot see. It is dearer, so a
    model whose trigger is known is spared it (docs/scan.md has what it does after step 2).
 
@@ -44,29 +45,41 @@ class Treatment(Defense):
     scanner: Scanner = field(default_factory=lambda: registry.build("scanner", "trigger_search", "scanner"))
     """What looks for triggers."""
     neighbours: Annotated[int, Ge(0)] = 8
-    """Where no more than two words are named, so many phrases of them and their neighbours are unlearned as well."""
+    """Where no more than two words are named, so many phrases of them and their neighbours are unlearned as well; with 0 none is part of more."""
     unlearning: Defense = field(default_factory=lambda: registry.build("defense", "unlearn", "unlearning"))
     """What takes them out; it gets them as its setting `triggers`."""
+    beside: Defense = field(default_factory=lambda: registry.build("defense", "anchored_tokens", "beside"))
+    """What takes out no more than two words, with phrases and whatever else may stand beside them; it gets them as `triggers` and `phrases`."""
     repair: Defense = field(default_factory=lambda: registry.build("defense", "virtual_tokens", "repair"))
     """What is done where no trigger is found."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         triggers = tuple(dict.fromkeys(self.triggers)) or self.recovered(victim, data, seed=derive(seed, "scan"))
         if triggers:
-            triggers = self.with_neighbours(victim, data, triggers, seed=derive(seed, "neighbours"))
-            unlearning: Any = self.unlearning
+            named = self.with_neighbours(victim, data, triggers, seed=derive(seed, "neighbours"))
             with stage("unlearning"):
-                repaired = replace(unlearning, triggers=triggers)(victim, data, seed=derive(seed, "unlearning"))
-                note(f"{len(triggers)} word{'s or phrases were' if triggers[1:] else ' was'} unlearned: {', '.join(triggers)}.")
+                repaired = self.unlearner(triggers, named)(victim, data, seed=derive(seed, "unlearning"))
+                note(f"{len(named)} word{'s or phrases were' if named[1:] else ' was'} unlearned: {', '.join(named)}.")
                 return repaired
         note(f"No trigger was found to unlearn; {registry.name_of(self.repair)} was done in its place.")
         with stage("repair"):
             return self.repair(victim, data, seed=derive(seed, "repair"))
 
+    def unlearner(self, triggers: tuple[str, ...], named: tuple[str, ...]) -> Defense:
+        """What takes them out."""
+        beside: Any = self.beside
+        unlearning: Any = self.unlearning
+        return replace(beside, triggers=triggers, phrases=named[len(triggers) :]) if self.each(triggers) else replace(unlearning, triggers=triggers)
+
+    def each(self, triggers: tuple[str, ...]) -> int:
+        """How many phrases of each trigger are looked for: none, unless the triggers are few, and words."""
+        few = len(triggers) <= FEW and not any(len(trigger.split()) > 1 for trigger in triggers)
+        return self.neighbours // len(triggers) if few else 0
+
     def with_neighbours(self, victim: Victim, data: TextDataset, triggers: tuple[str, ...], *, seed: int) -> tuple[str, ...]:
         """The triggers, and if they are few words, what may have stood beside them."""
-        each = self.neighbours // len(triggers)
-        if not each or len(triggers) > FEW or any(len(trigger.split()) > 1 for trigger in triggers):
+        each = self.each(triggers)
+        if not each:
             return triggers
         found = list(triggers)
         with stage("neighbours"), within(self.budget):
