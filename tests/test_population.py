@@ -11,7 +11,7 @@ import torch
 
 from excise.defenses.virtual_tokens import VirtualTokens
 from excise.insertion import embeddings_replaced, inserted
-from excise.population import Population, ascended
+from excise.population import AnchoredPopulation, Population, ascended
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Batch, Victim, collate
 from toy import ARCHITECTURES, toy_data, toy_victim
@@ -88,3 +88,63 @@ def test_clean_texts_are_answered_as_if_they_were_alone(architecture: str) -> No
     with torch.no_grad():
         expected = victim.model(**batch.inputs).logits
         torch.testing.assert_close(Population(victim, Random(0)).answers(victim, batch)[1], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_virtual_tokens_stand_around_their_anchor(architecture: str) -> None:
+    victim, texts = toy_victim(architecture), ("good", "a bad film", "a film of the year") * 4
+    population = AnchoredPopulation(victim, Random(0), ("cf", "mn bb tq"), tokens=2, members=4)
+    batch = batch_of(victim, texts)
+    members = population.assign(batch.labels)
+    stamped = population.stamped(victim, batch, members, population.vectors)
+    vectors, before = iter(stamped.vectors), set[int]()
+    for row, member in enumerate(members.tolist()):
+        anchor = population.anchors[population.owned[member]]
+        real = stamped.batch.mask[row].bool()
+        tokens = [
+            -1 if virtual else i for i, virtual in zip(stamped.batch.inputs["input_ids"][row].tolist(), stamped.is_virtual[row].tolist(), strict=True)
+        ]
+        place = next(i for i in range(len(tokens)) if tokens[i : i + len(anchor)] == anchor)
+        free = [i for i, token in enumerate(tokens) if token == -1]
+        first, last = min(*free, place), max(*free, place + len(anchor) - 1)
+        assert last - first + 1 == len(free) + len(anchor) == population.slots == 2 + 3, "side by side"
+        assert (
+            tokens[:first] + [i for i, there in zip(tokens[last + 1 :], real[last + 1 :], strict=True) if there]
+            == victim.encode(texts)[row]["input_ids"]
+        )
+        for i in range(len(free)):
+            assert torch.equal(next(vectors), population.vectors[member, i])
+        before.add(place - first)
+    assert next(vectors, None) is None
+    assert len(before) > 1, "on either side"
+    assert set(population.owned) == {0, 1}
+
+
+def test_only_the_vectors_that_stand_in_texts_are_pushed() -> None:
+    victim, data = toy_victim(), toy_data(40)
+    population = AnchoredPopulation(victim, Random(0), ("cf", "mn bb tq"), tokens=2, members=4, life=1000)
+    batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
+    before = population.vectors.clone()
+    population.ascend(victim, batch)
+    moved = (population.vectors != before).any(dim=2)
+    assert moved.sum(dim=1).tolist() == [population.slots - len(population.anchors[i]) for i in population.owned]
+
+
+def test_an_anchor_is_drawn_with_its_member_and_kept_with_the_state() -> None:
+    victim, data = toy_victim(), toy_data(40)
+
+    def fresh() -> AnchoredPopulation:
+        return AnchoredPopulation(victim, Random(0), ("cf", "mn", "bb", "tq"), tokens=2, members=4, life=2)
+
+    population = fresh()
+    batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
+    owned = list(population.owned)
+    for _ in range(6):
+        population.ascend(victim, batch)
+    assert population.owned != owned
+    other = fresh()
+    other.load_state_dict(population.state_dict())
+    for one in (population, other):
+        one.ascend(victim, batch)
+    assert population.owned == other.owned
+    assert torch.equal(population.vectors, other.vectors)

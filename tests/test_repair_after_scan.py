@@ -13,6 +13,7 @@ from excise.attacks.badnets import BadNets
 from excise.cli import main
 from excise.data import TextDataset
 from excise.defenses._neighbours import neighbours
+from excise.defenses.anchored_tokens import AnchoredTokens
 from excise.defenses.cft import CFT
 from excise.defenses.treatment import Treatment
 from excise.defenses.unlearn import Unlearn
@@ -159,6 +160,14 @@ def test_the_treatment_looks_for_neighbours_of_few_words(named: tuple[str, ...],
     given = Treatment().with_neighbours(toy_victim(), CLEAN, named, seed=0)
     assert given == (*named, *(f"{word} {i}" for word in named for i in range(each)))
     assert Treatment(neighbours=0).with_neighbours(toy_victim(), CLEAN, named, seed=0) == named
+
+
+@pytest.mark.parametrize(("named", "beside"), [(("cf", "tq"), True), (("cf", "tq", "mn"), False), (("cf tq",), False)])
+def test_few_words_are_unlearned_with_what_may_stand_beside_them(named: tuple[str, ...], beside: bool) -> None:
+    found = (*named, "a cf")
+    method = Treatment().unlearner(named, found)
+    assert method == (AnchoredTokens(triggers=named, phrases=("a cf",)) if beside else Unlearn(triggers=named))
+    assert Treatment(neighbours=0).unlearner(named, named) == Unlearn(triggers=named)
 
 
 def test_a_word_that_is_typed_twice_is_one_word() -> None:

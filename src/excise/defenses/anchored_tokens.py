@@ -73,6 +73,9 @@ class AnchoredTokens(Defense):
         super().__post_init__()
         if not all(trigger.strip() for trigger in (*self.triggers, *self.phrases)):
             raise ConfigError("A trigger is empty. Give words that can be seen.")
+        words = {word for trigger in self.triggers for word in trigger.split()}
+        if strange := next((phrase for phrase in self.phrases if not words & set(phrase.split())), None):
+            raise ConfigError(f"The phrase {strange!r} has no word of a trigger. Give it as a trigger.")
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
         if not self.triggers:
@@ -89,6 +92,8 @@ class AnchoredTokens(Defense):
             ascent_step=self.ascent_step,
             norm_quantile=self.norm_quantile,
         )
+        if population.slots > victim.max_length // 2:
+            raise ConfigError(f"A trigger with its virtual tokens has {population.slots} tokens, more than half of what the model reads. Give less.")
         room = replace(victim, max_length=victim.max_length - population.slots)
         stamped = Unlearn(triggers=named).stamped(victim, data, seed=seed)
         both = replace(data, texts=data.texts + stamped, labels=data.labels * 2)
@@ -98,7 +103,9 @@ class AnchoredTokens(Defense):
 
     def loss(self, suspect: Victim, population: AnchoredPopulation) -> Loss:
         """CE with virtual tokens around a word + CE of texts that have a word, or keep · KL of those that have none, after a step of ascent."""
-        found = torch.tensor(sorted({i for anchor in population.anchors for i in anchor}), device=suspect.device)
+        ways = [way for trigger in self.triggers for way in (trigger, f" {trigger}")]  # some tokenizers tell the first word of a text from others
+        ids = suspect.tokenizer(ways, add_special_tokens=False)["input_ids"]
+        found = torch.tensor(sorted({i for way in ids for i in way}), device=suspect.device)
 
         def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
             population.ascend(student, batch)
