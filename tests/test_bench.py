@@ -87,6 +87,15 @@ def test_each_model_is_made_once_and_each_cell_measured_once(grid: Grid, tmp_pat
     assert count == {"models": 2, "cells": 6, "attacks": 2}, "nothing is made again"
 
 
+def test_the_same_texts_in_another_place_are_the_same_cells(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
+    cells = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
+    (tmp_path / "a.csv").rename(tmp_path / "b.csv")
+    content["data"]["A"]["train"]["source"] = str(tmp_path / "b.csv")
+    count.update(models=0, cells=0, attacks=0)
+    assert run_grid(load_grid(written(content, tmp_path)), tmp_path / "out") == cells
+    assert count == {"models": 0, "cells": 0, "attacks": 0}
+
+
 def test_a_killed_grid_goes_on_where_it_was(grid: Grid, tmp_path: Path, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_grid(grid, tmp_path / "whole")
     keep = bench._keep

@@ -267,7 +267,7 @@ def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | N
 
 
 def cell_key(recipe: Recipe, corpus: Corpus, precision: str, *, canaries: bool = False) -> str:
-    """The hash of all that decides a cell: every setting, the texts themselves, the arithmetic, and the versions that compute."""
+    """The hash of all that decides a cell: every setting, the texts themselves wherever they are, the arithmetic, and the versions that compute."""
     defenses, scanners = recipe.settings()["defenses"], _scanner_versions(recipe.defenses)
     asked = {**({"canaries": True} if canaries and defenses else {}), **({"scanners": scanners} if scanners else {})}
     return digest({**_decides(recipe, corpus, precision), "defenses": defenses, "local": _local(defenses), **asked})
@@ -281,11 +281,11 @@ def _scanner_versions(methods: Iterable[Method]) -> dict[str, int]:
 
 
 def _decides(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
-    settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "defenses")}
+    settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "train", "test", "label_names", "defenses")}
     texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
     arithmetic = {"precision": precision, "versions": _versions()}
     files = {**_local(recipe.model), **_local(settings["attack"])}
-    return {"bench": VERSION, "settings": settings, "texts": texts, "base": files, **arithmetic}
+    return {"bench": VERSION, "settings": settings, "texts": texts, "labels": corpus.train.label_names, "base": files, **arithmetic}
 
 
 def _versions() -> dict[str, str]:
@@ -305,7 +305,7 @@ def _local(settings: Any) -> dict[str, dict[str, str]]:
 def _makes(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
     """All that decides a backdoored model: neither the defender's share of the texts nor what is measured on."""
     whole = _decides(recipe, corpus, precision)
-    settings = {key: value for key, value in whole["settings"].items() if key not in ("clean_fraction", "test", "test_size")}
+    settings = {key: value for key, value in whole["settings"].items() if key not in ("clean_fraction", "test_size")}
     return {**whole, "settings": settings, "texts": {"train": whole["texts"]["train"]}}
 
 
