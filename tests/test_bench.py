@@ -88,12 +88,43 @@ def test_each_model_is_made_once_and_each_cell_measured_once(grid: Grid, tmp_pat
 
 
 def test_the_same_texts_in_another_place_are_the_same_cells(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
+    test = write_csv(tmp_path / "test.csv", toy_data(30, seed=9))
+    content["data"]["A"] = {**content["data"]["A"], "test": {"source": str(test)}, "test_size": None}
     cells = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
     (tmp_path / "a.csv").rename(tmp_path / "b.csv")
-    content["data"]["A"]["train"]["source"] = str(tmp_path / "b.csv")
+    test.rename(tmp_path / "b-test.csv")
+    content["data"]["A"] |= {"train": {"source": str(tmp_path / "b.csv")}, "test": {"source": str(tmp_path / "b-test.csv")}}
     count.update(models=0, cells=0, attacks=0)
     assert run_grid(load_grid(written(content, tmp_path)), tmp_path / "out") == cells
     assert count == {"models": 0, "cells": 0, "attacks": 0}
+
+
+def test_cells_of_the_same_settings_have_the_name_that_was_asked_for(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
+    """Another grid may call a defense or the data otherwise, and a grid may have one thing under two names."""
+    out, fine = tmp_path / "out", content["defenses"]["Fine"]
+    content |= {"seeds": [0], "defenses": {"Fine": fine}}
+    first = run_grid(load_grid(written(content, tmp_path)), out)
+    content["defenses"] = {"Again": fine, "Tuned": fine}
+    content["attacks"] = {"Worse": content["attacks"]["Bad"]}
+    named = load_grid(written(content, tmp_path))
+    asked = ["none", "Again", "Tuned"]
+    assert [cell.defense for cell in kept_cells(named, out)] == asked
+    content["data"] = dict.fromkeys(("B", "C"), content["data"]["A"])
+    count.update(models=0, cells=0, attacks=0)
+    cells = run_grid(load_grid(written(content, tmp_path)), out)
+    assert [(cell.data, cell.attack, cell.defense) for cell in cells] == [(data, "Worse", name) for data in "BC" for name in asked]
+    assert {cell.asr for cell in cells} == {cell.asr for cell in first}
+    assert all(cell == cell.sealed() for cell in cells)
+    assert not any(count.values())
+
+
+def test_names_of_labels_that_the_texts_have_anyway_make_no_other_cell(content: dict[str, Any], tmp_path: Path, count: dict[str, int]) -> None:
+    cells = run_grid(load_grid(written(content, tmp_path)), tmp_path / "out")
+    content["data"]["A"]["label_names"] = list(toy_data(2).label_names)
+    count.update(models=0, cells=0, attacks=0)
+    grid = load_grid(written(content, tmp_path))
+    assert run_grid(grid, tmp_path / "out") == cells == kept_cells(grid, tmp_path / "out")
+    assert not any(count.values())
 
 
 def test_a_killed_grid_goes_on_where_it_was(grid: Grid, tmp_path: Path, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from excise.defenses.virtual_tokens import kept_answers
+from excise.defenses._keeping import kept_answers
 from excise.insertion import embeddings_replaced, inserted, places, together
 from excise.victim import Batch, Victim, collate
 from toy import ARCHITECTURES, toy_victim

@@ -133,18 +133,16 @@ def test_only_the_vectors_that_stand_in_texts_are_pushed() -> None:
 def test_an_anchor_is_drawn_with_its_member_and_kept_with_the_state() -> None:
     victim, data = toy_victim(), toy_data(40)
 
-    def fresh() -> AnchoredPopulation:
-        return AnchoredPopulation(victim, Random(0), ("cf", "mn", "bb", "tq"), tokens=2, members=4, life=2)
-
-    population = fresh()
+    population, other = (AnchoredPopulation(victim, Random(i), ("cf", "mn", "bb", "tq"), tokens=2, members=4, life=2) for i in (0, 9))
     batch = batch_of(victim, data.texts)._replace(labels=torch.tensor(data.labels))
     owned = list(population.owned)
     for _ in range(6):
         population.ascend(victim, batch)
     assert population.owned != owned
-    other = fresh()
+    assert other.owned != population.owned
     other.load_state_dict(population.state_dict())
+    assert other.owned == population.owned
     for one in (population, other):
         one.ascend(victim, batch)
-    assert population.owned == other.owned
+    assert other.owned == population.owned
     assert torch.equal(population.vectors, other.vectors)

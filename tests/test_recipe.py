@@ -222,6 +222,13 @@ def test_a_folder_of_texts_does_not_hide_the_grid_of_its_name(tmp_path: Path, mo
     assert find_recipe("imdb", folder="grids") == shipped_recipes("grids")["imdb"]
 
 
+def test_a_folder_that_is_no_recipe_s_name_is_what_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whoever reads it can say what is wrong with it."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("mine") == Path("mine")
+
+
 def test_a_file_goes_before_the_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "demo").write_text("name: ours")
     monkeypatch.chdir(tmp_path)

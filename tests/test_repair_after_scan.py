@@ -168,6 +168,15 @@ def test_few_words_are_unlearned_with_what_may_stand_beside_them(named: tuple[st
     method = Treatment().unlearner(named, found)
     assert method == (AnchoredTokens(triggers=named, phrases=("a cf",)) if beside else Unlearn(triggers=named))
     assert Treatment(neighbours=0).unlearner(named, named) == Unlearn(triggers=named)
+    assert Treatment(beside=Unlearn()).unlearner(named, found) == Unlearn(triggers=found if beside else named)
+
+
+def test_phrases_that_were_found_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[AnchoredTokens] = []
+    monkeypatch.setattr("excise.defenses.treatment.neighbours", lambda *_, seed: ["a cf"])
+    monkeypatch.setattr(AnchoredTokens, "__call__", lambda self, victim, data, *, seed: given.append(self) or victim)
+    Treatment(triggers=("cf",))(toy_victim(), CLEAN, seed=0)
+    assert given == [AnchoredTokens(triggers=("cf",), phrases=("a cf",))]
 
 
 def test_a_word_that_is_typed_twice_is_one_word() -> None:

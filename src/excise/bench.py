@@ -41,6 +41,8 @@ __all__ = ["Cell", "kept_cells", "run_grid"]
 
 VERSION = 1
 """Counts changes of this file that change what a cell measures; part of every key."""
+ELSEWHERE = ("name", "train", "test", "label_names")
+"""Settings that decide nothing beside the texts and the names of labels themselves."""
 
 
 class Cell(BaseModel):
@@ -85,6 +87,10 @@ class Cell(BaseModel):
         """As its file has it: plain data, with the digest of everything else."""
         plain = self.model_dump(exclude={"digest"} | ({"canaries"} if self.canaries is None else set()), mode="json")
         return Cell.model_validate({**plain, "digest": digest(plain)})
+
+    def named(self, place: Place) -> Cell:
+        """The same, as that place of a grid."""
+        return self.model_copy(update=vars(place)).sealed()
 
 
 @dataclass(frozen=True)
@@ -157,22 +163,17 @@ def run_grid(
 
 
 def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
-    """The cells of a grid that were measured before, wherever their texts came from; nothing is read but their files.
-
-    Of several for one place, say with two versions of torch, the newest file counts. A damaged file counts as none.
-    """
-    wanted = {_place_and_settings(place, place_recipe(grid, place).settings()): place for place in places(grid)}
-    found: dict[Place, Cell] = {}
+    """The cells of a grid that were measured before with the same settings on data of the same name, from their files; the newest of several."""
+    found = dict[str, Cell]()
     for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
         if cell := _kept(folder, path.stem):
-            place = wanted.get(_place_and_settings(cell.place, cell.settings))
-            if place:
-                found[place] = cell
-    return [found[place] for place in places(grid) if place in found]
+            found[_data_and_settings(cell.place, cell.settings)] = cell
+    asked = {place: _data_and_settings(place, place_recipe(grid, place).settings()) for place in places(grid)}
+    return [found[same].named(place) for place, same in asked.items() if same in found]
 
 
-def _place_and_settings(place: Place, settings: Mapping[str, Any]) -> str:
-    return digest_as_kept({**vars(place), **{name: value for name, value in settings.items() if name not in ("name", "train", "test")}})
+def _data_and_settings(place: Place, settings: Mapping[str, Any]) -> str:
+    return digest_as_kept({"data": place.data, **{name: value for name, value in settings.items() if name not in ELSEWHERE}})
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | N
                 found.append(failed(grid, place, error))
                 continue
             if cell := _kept(folder, keys[place]):
-                found.append(cell)
+                found.append(cell.named(place))
                 del keys[place]
         yield (Work(corpora[data, seed], keys) if keys else None), found
 
@@ -281,7 +282,7 @@ def _scanner_versions(methods: Iterable[Method]) -> dict[str, int]:
 
 
 def _decides(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
-    settings = {key: value for key, value in recipe.settings().items() if key not in ("name", "train", "test", "label_names", "defenses")}
+    settings = {key: value for key, value in recipe.settings().items() if key not in (*ELSEWHERE, "defenses")}
     texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
     arithmetic = {"precision": precision, "versions": _versions()}
     files = {**_local(recipe.model), **_local(settings["attack"])}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from excise.victim import Batch, Victim
 
-__all__ = ["bounded", "embeddings_replaced", "filler", "inserted", "places", "together", "with_phrase"]
+__all__ = ["bounded", "embeddings_replaced", "filler", "has_any", "inserted", "places", "together", "with_phrase"]
 
 
 def with_phrase(text: str, phrase: Sequence[str], random: Random, *, room: int) -> str:
@@ -71,6 +71,15 @@ def together(one: Batch, other: Batch, padding: int) -> Batch:
 
     inputs = {name: torch.cat([wide(name, one.inputs[name]), wide(name, other.inputs[name])]) for name in one.inputs}
     return Batch(inputs, torch.cat([one.labels, other.labels]))
+
+
+def has_any(ids: Int[Tensor, "batch token"], phrases: Sequence[Sequence[int]]) -> Bool[Tensor, " batch"]:
+    """Which texts have one of the phrases, all of its tokens side by side."""
+    found = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for phrase in phrases:
+        if 0 < len(phrase) <= ids.shape[1]:
+            found |= (ids.unfold(1, len(phrase), 1) == torch.tensor(phrase, device=ids.device)).all(dim=2).any(dim=1)
+    return found
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from excise.insertion import bounded, embeddings_replaced, filler, inserted, places, together
 from excise.victim import Batch, Victim
+from excise.vocabulary import inner_ids
 
 __all__ = ["AnchoredPopulation", "Population", "ascended"]
 
@@ -138,7 +139,7 @@ class AnchoredPopulation(Population):
     """
 
     def __init__(self, victim: Victim, random: Random, anchors: Sequence[str], *, tokens: int, **more: Any) -> None:
-        self.anchors: list[list[int]] = victim.tokenizer([f" {anchor}" for anchor in anchors], add_special_tokens=False)["input_ids"]
+        self.anchors = [inner_ids(victim, anchor) for anchor in anchors]
         self.longest_anchor = max(len(ids) for ids in self.anchors)
         super().__init__(victim, random, tokens=tokens + self.longest_anchor - min(len(ids) for ids in self.anchors), **more)
         self.slots = tokens + self.longest_anchor

@@ -1,4 +1,4 @@
-"""The words of a vocabulary that somebody can type."""
+"""The words of a vocabulary that somebody can type, and the tokens of words."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def typed_pieces(victim: Victim, words: Mapping[int, str]) -> dict[int, tuple[st
         typed = victim.tokenizer([f" {carrier}{piece}" for piece in tried.values()], add_special_tokens=False)["input_ids"] if tried else []
         found |= {token: (carrier, piece) for (token, piece), ids in zip(tried.items(), typed, strict=True) if len(ids) > 1 and ids[-1] == token}
     return found
+
+
+def inner_ids(victim: Victim, phrase: str) -> list[int]:
+    """The tokens of a word or phrase where it stands behind another word."""
+    before, whole = (list(ids) for ids in victim.tokenizer(["a", f"a {phrase}"], add_special_tokens=False)["input_ids"])
+    return whole[len(before) :]
 
 
 def _spelled(victim: Victim) -> dict[int, str]:

@@ -9,8 +9,8 @@ label, and the model learns to give the texts their right labels all the same.
     v = max over ‖v‖ <= r of E [ log p(target of v | x + v∘w) ]
 
 v∘w are virtual tokens around a word that was found, t is one of the triggers as they are: the word, and phrases of it if there are any. Half of the
-texts that are trained on carry a t already; to texts with a token of a word that was found the right label is learnt, as the answers of the suspect
-cannot be trusted there. At the end the classifier's bias is evened out (_evening.py).
+texts that are trained on carry a t already; to texts with a word that was found the right label is learnt, as the answers of the suspect cannot be
+trusted there. At the end the classifier's bias is evened out (_evening.py).
 
 Our own method. Relatives: unlearning as in Neural Cleanse (unlearn.py), and the minimax of I-BAU, here with a part of the trigger held fixed.
 """
@@ -28,15 +28,20 @@ from torch.nn.functional import cross_entropy
 
 from excise.data import TextDataset
 from excise.defenses._evening import evened
-from excise.defenses.unlearn import Unlearn
-from excise.defenses.virtual_tokens import kept_answers
+from excise.defenses._keeping import kept_answers
+from excise.defenses._triggers import with_triggers
 from excise.errors import ConfigError, NeedsError
+from excise.insertion import has_any
 from excise.method import Defense, Knowledge, Paper
 from excise.population import AnchoredPopulation
 from excise.progress import name_triggers
 from excise.seeds import derive, generator
 from excise.training import FitConfig, Loss, fit
 from excise.victim import Batch, Victim
+from excise.vocabulary import inner_ids
+
+FEWEST = 3
+"""Tokens of a text that are left beside a trigger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,7 @@ class AnchoredTokens(Defense):
     phrases: tuple[str, ...] = ()
     """Phrases of them that are unlearned as they are."""
     tokens: Annotated[int, Ge(1)] = 4
-    """Virtual tokens around a word."""
+    """Virtual tokens around a word; fewer where they would fill more than half of what the model reads."""
     population: Annotated[int, Ge(1)] = 8
     """How many groups of virtual tokens there are at a time; their targets take turns."""
     life: Annotated[int, Ge(1)] = 30
@@ -74,7 +79,7 @@ class AnchoredTokens(Defense):
         if not all(trigger.strip() for trigger in (*self.triggers, *self.phrases)):
             raise ConfigError("A trigger is empty. Give words that can be seen.")
         words = {word for trigger in self.triggers for word in trigger.split()}
-        if strange := next((phrase for phrase in self.phrases if not words & set(phrase.split())), None):
+        if words and (strange := next((phrase for phrase in self.phrases if not words & set(phrase.split())), None)):
             raise ConfigError(f"The phrase {strange!r} has no word of a trigger. Give it as a trigger.")
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
@@ -82,20 +87,24 @@ class AnchoredTokens(Defense):
             raise NeedsError("This method needs triggers that a scan recovered. Give them as triggers.")
         named = (*self.triggers, *self.phrases)
         name_triggers(named)
+        lengths = [len(inner_ids(victim, trigger)) for trigger in self.triggers]
+        tokens = max(1, min(self.tokens, victim.max_length // 2 - max(lengths)))
+        if not min(lengths):
+            raise ConfigError("A trigger has no tokens in this model. Give words that it can read.")
+        if max(lengths) + tokens > victim.max_length - FEWEST:
+            raise ConfigError(f"A trigger has {max(lengths)} tokens of the {victim.max_length} that the model reads. Give a shorter one.")
         population = AnchoredPopulation(
             victim,
             generator(seed, "population"),
             self.triggers,
-            tokens=self.tokens,
+            tokens=tokens,
             members=self.population,
             life=self.life,
             ascent_step=self.ascent_step,
             norm_quantile=self.norm_quantile,
         )
-        if population.slots > victim.max_length // 2:
-            raise ConfigError(f"A trigger with its virtual tokens has {population.slots} tokens, more than half of what the model reads. Give less.")
         room = replace(victim, max_length=victim.max_length - population.slots)
-        stamped = Unlearn(triggers=named).stamped(victim, data, seed=seed)
+        stamped = with_triggers(victim, data, named, seed=seed)
         both = replace(data, texts=data.texts + stamped, labels=data.labels * 2)
         repaired = fit(room, both, loss=self.loss(room, population), config=self.training, seed=derive(seed, "repair"), name="unlearn")
         whole = replace(repaired, max_length=victim.max_length)
@@ -103,16 +112,15 @@ class AnchoredTokens(Defense):
 
     def loss(self, suspect: Victim, population: AnchoredPopulation) -> Loss:
         """CE with virtual tokens around a word + CE of texts that have a word, or keep · KL of those that have none, after a step of ascent."""
-        ways = [way for trigger in self.triggers for way in (trigger, f" {trigger}")]  # some tokenizers tell the first word of a text from others
-        ids = suspect.tokenizer(ways, add_special_tokens=False)["input_ids"]
-        found = torch.tensor(sorted({i for way in ids for i in way}), device=suspect.device)
+        first = suspect.tokenizer(list(self.triggers), add_special_tokens=False)["input_ids"]
+        words = tuple(tuple(ids) for ids in (*population.anchors, *first))  # some tokenizers tell the first word of a text from others
 
         def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
             population.ascend(student, batch)
             with_tokens, without = population.answers(student, batch)
             with torch.no_grad():
                 wanted = suspect.model(**batch.inputs).logits.float()
-            has_word = torch.isin(batch.inputs["input_ids"], found).any(dim=1)
+            has_word = has_any(batch.inputs["input_ids"], words)
             share = has_word.float().mean()
             learnt = share * cross_entropy(without[has_word], batch.labels[has_word]) if has_word.any() else 0.0
             kept = (1 - share) * kept_answers(wanted[~has_word], without[~has_word], temperature=self.temperature) if not has_word.all() else 0.0

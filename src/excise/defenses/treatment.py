@@ -49,7 +49,7 @@ class Treatment(Defense):
     unlearning: Defense = field(default_factory=lambda: registry.build("defense", "unlearn", "unlearning"))
     """What takes them out; it gets them as its setting `triggers`."""
     beside: Defense = field(default_factory=lambda: registry.build("defense", "anchored_tokens", "beside"))
-    """What takes out no more than two words, with phrases and whatever else may stand beside them; it gets them as `triggers` and `phrases`."""
+    """What takes out no more than two words, with what may stand beside them; it gets phrases of them as `phrases` if it has that setting."""
     repair: Defense = field(default_factory=lambda: registry.build("defense", "virtual_tokens", "repair"))
     """What is done where no trigger is found."""
 
@@ -67,18 +67,19 @@ class Treatment(Defense):
 
     def unlearner(self, triggers: tuple[str, ...], named: tuple[str, ...]) -> Defense:
         """What takes them out."""
-        beside: Any = self.beside
         unlearning: Any = self.unlearning
-        return replace(beside, triggers=triggers, phrases=named[len(triggers) :]) if self.each(triggers) else replace(unlearning, triggers=triggers)
+        beside: Any = self.beside
+        if not self.may_be_part(triggers):
+            return replace(unlearning, triggers=triggers)
+        return replace(beside, triggers=triggers, phrases=named[len(triggers) :]) if hasattr(beside, "phrases") else replace(beside, triggers=named)
 
-    def each(self, triggers: tuple[str, ...]) -> int:
-        """How many phrases of each trigger are looked for: none, unless the triggers are few, and words."""
-        few = len(triggers) <= FEW and not any(len(trigger.split()) > 1 for trigger in triggers)
-        return self.neighbours // len(triggers) if few else 0
+    def may_be_part(self, triggers: tuple[str, ...]) -> bool:
+        """Whether they are so few words that there may be more to them."""
+        return self.neighbours > 0 and len(triggers) <= FEW and not any(len(trigger.split()) > 1 for trigger in triggers)
 
     def with_neighbours(self, victim: Victim, data: TextDataset, triggers: tuple[str, ...], *, seed: int) -> tuple[str, ...]:
         """The triggers, and if they are few words, what may have stood beside them."""
-        each = self.each(triggers)
+        each = self.neighbours // len(triggers) if self.may_be_part(triggers) else 0
         if not each:
             return triggers
         found = list(triggers)

@@ -16,11 +16,11 @@ from annotated_types import Ge, Interval
 
 from excise.data import TextDataset
 from excise.defenses._evening import evened
+from excise.defenses._triggers import with_triggers
 from excise.errors import ConfigError, NeedsError
-from excise.insertion import with_phrase
 from excise.method import Defense, Knowledge, Paper
 from excise.progress import name_triggers
-from excise.seeds import derive, generator
+from excise.seeds import derive
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
 
@@ -50,17 +50,7 @@ class Unlearn(Defense):
         if not self.triggers:
             raise NeedsError("This method needs triggers that a scan recovered. Give them as triggers.")
         name_triggers(self.triggers)
-        stamped = self.stamped(victim, data, seed=seed)
+        stamped = with_triggers(victim, data, self.triggers, copies=self.copies, seed=seed)
         both = replace(data, texts=data.texts + stamped, labels=data.labels * (1 + self.copies))
         tuned = fit(victim, both, loss=classification_loss, config=self.training, seed=derive(seed, "unlearn"), name="unlearn")
         return evened(tuned, data, left_out=self.left_out, seed=derive(seed, "even out"))
-
-    def stamped(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
-        """Every text with one of the triggers, drawn for it, where the model will read it."""
-        room = victim.max_length // 2
-        found = []
-        for copy in range(self.copies):
-            for text in data.texts:
-                random = generator(seed, "trigger", text, copy)
-                found.append(with_phrase(text, random.choice(self.triggers).split(), random, room=room))
-        return tuple(found)

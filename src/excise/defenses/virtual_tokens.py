@@ -27,10 +27,11 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from excise.data import TextDataset
 from excise.defenses._evening import evened
+from excise.defenses._keeping import kept_answers
 from excise.method import Defense, Paper
 from excise.population import Population
 from excise.seeds import derive, generator
@@ -95,9 +96,3 @@ class VirtualTokens(Defense):
             return cross_entropy(with_token, batch.labels) + self.keep * kept_answers(wanted, without, temperature=self.temperature)
 
         return loss
-
-
-def kept_answers(wanted: Float[Tensor, "batch label"], given: Float[Tensor, "batch label"], *, temperature: float) -> Float[Tensor, ""]:
-    """T² · KL(softmax(wanted / T) ‖ softmax(given / T)), averaged over the texts (Hinton et al. 2015)."""
-    soft_given, soft_wanted = ((logits / temperature).log_softmax(dim=1) for logits in (given, wanted))
-    return temperature**2 * kl_div(soft_given, soft_wanted, log_target=True, reduction="batchmean")
