@@ -69,6 +69,8 @@ def test_the_loss_is_the_one_of_the_docstring(texts: tuple[str, ...]) -> None:
 
     pull = np.where(has_word[:, None], 0, 3.0 * (hard - soft)).mean(axis=0)
     np.testing.assert_allclose(slope(0.7) - slope(0), 0.7 * pull, atol=1e-5)
+    wrong = [logits.double().softmax(dim=1).numpy() - np.eye(2)[list(labels)] for logits in (around, alone)]
+    np.testing.assert_allclose(slope(0), (wrong[0] + np.where(has_word[:, None], wrong[1], 0)).mean(axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -115,14 +117,15 @@ def test_texts_carry_the_phrases_and_the_settings_arrive(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("excise.defenses.anchored_tokens.AnchoredPopulation", population)
     monkeypatch.setattr("excise.defenses.anchored_tokens.fit", fit)
+    monkeypatch.setattr("excise.defenses.anchored_tokens.evened", lambda victim, data, *, left_out, seed: given.update(left_out=left_out) or victim)
     settings = {"tokens": 3, "life": 7, "ascent_step": 0.2, "norm_quantile": 0.8}
-    method = AnchoredTokens(triggers=named[:1], phrases=named[1:], population=4, **settings)
+    method = AnchoredTokens(triggers=named[:1], phrases=named[1:], population=4, left_out=0.4, **settings)
     triggers: list[str] = []
     with naming(triggers):
         repaired = method(toy_victim(), data, seed=0)
     assert triggers == list(named)
     assert {name: given[name] for name in settings} == settings
-    assert (given["members"], given["max_length"], repaired.max_length) == (4, 64 - 4, 64)
+    assert (given["members"], given["max_length"], repaired.max_length, given["left_out"]) == (4, 64 - 4, 64, 0.4)
     assert given["texts"][:40] == data.texts
     assert given["labels"] == data.labels * 2
     assert all("cf" in text.split() for text in given["texts"][40:])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from excise.errors import ConfigError, DataError, NeedsError
 from excise.grid import Grid, load_grid, place_recipe, places
 from excise.kept import digest
 from excise.metrics import Rate
+from excise.pipeline import load_corpus
 from excise.recipes import shipped_recipes
 from excise.reports.figures import correlation, estimate_figure
 from excise.reports.grid import HEADINGS, Estimate, csv_table, estimates, latex_table, markdown_table, table_rows, terminal_table
@@ -125,6 +127,10 @@ def test_names_of_labels_that_the_texts_have_anyway_make_no_other_cell(content: 
     grid = load_grid(written(content, tmp_path))
     assert run_grid(grid, tmp_path / "out") == cells == kept_cells(grid, tmp_path / "out")
     assert not any(count.values())
+    place = places(grid)[0]
+    recipe, corpus = place_recipe(grid, place), load_corpus(place_recipe(grid, place))
+    other = replace(corpus, train=replace(corpus.train, label_names=("no", "yes")))
+    assert bench.cell_key(recipe, other, "fp32") != bench.cell_key(recipe, corpus, "fp32"), "other names are another task"
 
 
 def test_a_killed_grid_goes_on_where_it_was(grid: Grid, tmp_path: Path, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
