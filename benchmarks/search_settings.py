@@ -8,6 +8,7 @@ Canaries with the words wx, zq and kj are planted once: BadNets on non-target te
 setting below, repairs every canary from 20 % of the training texts, and is scored on the development texts: the mean over canaries of how far the ASR
 stays above the floor, and of the loss of CACC. Trials are lines of --out; what is there is not run again. At the end the trials are listed, the best
 first: lowest ASR above the floor among those that cost at most --most points of CACC; --confirm K runs the K best again with two more seeds.
+A trial ends at the canary after which it cannot be one of the K best any more, even if it were to take the rest of them out whole.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Trial(NamedTuple):
     cost: float
     """Points of CACC lost, mean over canaries."""
     each: dict[str, dict[str, float]]
+    """What each canary gave; where some are missing, `above_floor` is the least that the trial could have come to."""
 
 
 def drawn(number: int) -> dict[str, Any]:
@@ -104,7 +106,8 @@ class Search:
     def scores(self, victim: Victim, backdoor: Backdoor) -> Scores:
         return evaluate(victim, self.dev, trigger=backdoor.trigger, target_label=backdoor.target_label, seed=0)
 
-    def trial(self, number: int, seed: int) -> Trial:
+    def trial(self, number: int, seed: int, worst: float = float("inf")) -> Trial:
+        """One trial; no further canary once the mean over them is sure to be above `worst`."""
         each = {}
         for name, (backdoor, before, floor) in self.canaries.items():
             after = self.scores(defense(drawn(number))(backdoor.victim, self.clean, seed=derive(seed, "search", number)), backdoor)
@@ -115,8 +118,10 @@ class Search:
                 "above_floor": 100 * max(0.0, after.asr.value - floor.asr.value),
                 "cost": 100 * (before.cacc.value - after.cacc.value),
             }
-        mean = {key: fmean(found[key] for found in each.values()) for key in ("above_floor", "cost")}
-        return Trial(number, seed, drawn(number), mean["above_floor"], mean["cost"], each)
+            above_floor = sum(found["above_floor"] for found in each.values()) / len(self.canaries)
+            if above_floor > worst:
+                break
+        return Trial(number, seed, drawn(number), above_floor, fmean(found["cost"] for found in each.values()), each)
 
 
 def main() -> None:
@@ -139,7 +144,8 @@ def main() -> None:
     def run(number: int, seed: int) -> None:
         if any((trial.number, trial.seed) == (number, seed) for trial in found):
             return
-        trial = search.trial(number, seed)
+        best = [above for above, cost, other in ranked(1) if other and cost <= options.most]
+        trial = search.trial(number, seed, best[options.confirm - 1] if seed == 0 and number and 0 < options.confirm <= len(best) else float("inf"))
         found.append(trial)
         with options.out.open("a") as file:
             file.write(json.dumps(trial._asdict()) + "\n")

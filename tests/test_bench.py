@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from excise import bench, canaries
+from excise import cell as cell_module
 from excise.attacks._triggers import InsertWords
 from excise.attacks.badnets import BadNets
-from excise.bench import Cell, kept_cells, run_grid
+from excise.bench import run_grid
+from excise.cell import Cell, cell_key, kept, kept_cells
 from excise.cli import main
 from excise.errors import ConfigError, DataError, NeedsError
 from excise.grid import Grid, load_grid, place_recipe, places
@@ -130,12 +132,12 @@ def test_names_of_labels_that_the_texts_have_anyway_make_no_other_cell(content: 
     place = places(grid)[0]
     recipe, corpus = place_recipe(grid, place), load_corpus(place_recipe(grid, place))
     other = replace(corpus, train=replace(corpus.train, label_names=("no", "yes")))
-    assert bench.cell_key(recipe, other, "fp32") != bench.cell_key(recipe, corpus, "fp32"), "other names are another task"
+    assert cell_key(recipe, other, "fp32") != cell_key(recipe, corpus, "fp32"), "other names are another task"
 
 
 def test_a_killed_grid_goes_on_where_it_was(grid: Grid, tmp_path: Path, count: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_grid(grid, tmp_path / "whole")
-    keep = bench._keep
+    keep = bench.keep
     kept: list[Cell] = []
 
     def dying(folder: Path, cell: Cell) -> None:
@@ -144,10 +146,10 @@ def test_a_killed_grid_goes_on_where_it_was(grid: Grid, tmp_path: Path, count: d
         if len(kept) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "_keep", dying)
+    monkeypatch.setattr(bench, "keep", dying)
     with pytest.raises(KeyboardInterrupt):
         run_grid(grid, tmp_path / "out")
-    monkeypatch.setattr(bench, "_keep", keep)
+    monkeypatch.setattr(bench, "keep", keep)
     count.update(models=0, cells=0, attacks=0)
     again = run_grid(grid, tmp_path / "out")
     assert count == {"models": 1, "cells": 4, "attacks": 1}, "the first model and two cells were there"
@@ -204,7 +206,7 @@ def test_other_paraphrases_in_the_same_file_are_another_attack(content: dict[str
         said.write_text("text,source_text\n" + "".join(f"{how} {text},{text}\n" for text in toy_data(80).texts))
         grid = load_grid(written(content | {"attacks": {"Said": attack}, "seeds": [0], "defenses": {}}, tmp_path))
         recipe = place_recipe(grid, places(grid)[0])
-        keys.append(bench.cell_key(recipe, bench.load_corpus(recipe), "fp32"))
+        keys.append(cell_key(recipe, bench.load_corpus(recipe), "fp32"))
     assert keys[0] != keys[1]
 
 
@@ -252,7 +254,7 @@ def test_the_key_holds_all_that_decides_a_cell(change: str, content: dict[str, A
         found = []
         for place in places(grid):
             recipe = place_recipe(grid, place)
-            found.append(bench.cell_key(recipe, bench.load_corpus(recipe), precision))
+            found.append(cell_key(recipe, bench.load_corpus(recipe), precision))
         return found
 
     before = keys(content)
@@ -278,7 +280,7 @@ def test_another_version_of_a_scanner_is_another_cell(content: dict[str, Any], t
     def keys() -> dict[str, str]:
         grid = load_grid(written(content, tmp_path))
         recipes = {place.defense: place_recipe(grid, place) for place in places(grid)}
-        return {defense: bench.cell_key(recipe, bench.load_corpus(recipe), "fp32") for defense, recipe in recipes.items()}
+        return {defense: cell_key(recipe, bench.load_corpus(recipe), "fp32") for defense, recipe in recipes.items()}
 
     content["defenses"] = {"Fine": "cft", "Treat": "treatment", "Both": {"method": "chain", "first": "treatment", "then": "cft"}}
     before = keys()
@@ -463,6 +465,31 @@ def test_cells_keep_what_is_left_of_canaries(content: dict[str, Any], tmp_path: 
     assert [(c.cacc, c.asr) for c in cells] == [(c.cacc, c.asr) for c in plain], "the repair of the suspect is the same"
     assert run_grid(grid, tmp_path / "out") == cells
     assert kept_cells(grid, tmp_path / "out") == cells
+    at_once = run_grid(grid, tmp_path / "other")
+    but_time = {"seconds", "digest"}
+    assert [c.model_dump(exclude=but_time) for c in at_once] == [c.model_dump(exclude=but_time) for c in cells]
+
+
+@pytest.mark.parametrize("suspect", ["the same", "another"])
+def test_a_kept_cell_gets_its_canaries_without_a_second_repair(
+    suspect: str, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plant(suspect: Any, data: Any, *, seed: int) -> Any:
+        return canaries.Planted(suspect, suspect, (canaries.Canary("BadNets", InsertWords(words=("zq",)), 0),))
+
+    repaired = list[str]()
+    repair = bench._repaired
+    monkeypatch.setattr(bench, "plant", plant)
+    monkeypatch.setattr(bench, "_repaired", lambda place, *args: repaired.append(place.defense) or repair(place, *args))
+    plain = run_grid(load_grid(written(content | {"seeds": [0]}, tmp_path)), tmp_path / "out")
+    assert len(repaired) == len(plain) == 3
+    changed = {"cacc": plain[1].twin_cacc, "suspect": plain[1].suspect if suspect == "the same" else "0" * 64}
+    bench.keep(tmp_path / "out", plain[1].model_copy(update=changed).sealed())
+    cells = run_grid(load_grid(written(content | {"seeds": [0], "canaries": True}, tmp_path)), tmp_path / "out")
+    again = [] if suspect == "the same" else [plain[1].defense]
+    assert repaired[3:] == again, "what was measured on a model with other weights is measured anew"
+    assert cells[1].cacc == (plain[1].cacc if again else plain[1].twin_cacc)
+    assert [len(cell.canaries or ()) for cell in cells] == [0, 1, 1]
 
 
 def test_the_command_draws_what_canaries_foretold(
@@ -472,11 +499,11 @@ def test_the_command_draws_what_canaries_foretold(
         cell("none", 0, 99),
         *(cell(f"Fix {i}", 0, 20 + 9 * i).model_copy(update={"canaries": (canary(5, 99, 7 + 8 * i),)}) for i in range(4)),
     ]
-    monkeypatch.setattr(bench, "kept_cells", lambda *_: measured)
+    monkeypatch.setattr(cell_module, "kept_cells", lambda *_: measured)
     assert main(["bench", str(written(content, tmp_path)), "--out", str(tmp_path / "out"), "--no-run"]) == 0
     assert "Canaries and the truth, 4 cells: Pearson's r = 1.00" in " ".join(capsys.readouterr().out.split())
     assert "Fix 3" in (tmp_path / "out" / "toy-canaries.svg").read_text()
-    monkeypatch.setattr(bench, "kept_cells", lambda *_: measured[:1])
+    monkeypatch.setattr(cell_module, "kept_cells", lambda *_: measured[:1])
     assert main(["bench", str(written(content, tmp_path)), "--out", str(tmp_path / "other"), "--no-run"]) == 0
     assert not list((tmp_path / "other").glob("*.svg"))
 
@@ -486,7 +513,7 @@ def test_cells_of_before_there_were_canaries_are_known(tmp_path: Path) -> None:
     path = tmp_path / "cells" / "k.json"
     path.parent.mkdir()
     path.write_text(json.dumps({**plain, "digest": digest(plain)}))
-    assert bench._kept(tmp_path, "k") == cell("Fix", 0, 30).sealed()
+    assert kept(tmp_path, "k") == cell("Fix", 0, 30).sealed()
 
 
 # The command

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from excise import cluster
-from excise.bench import Cell, run_grid
+from excise.bench import run_grid
+from excise.cell import Cell
 from excise.cli import main
 from excise.cluster import Cluster
 from excise.errors import ClusterError, ConfigError
@@ -141,9 +142,9 @@ def test_workers_elsewhere_keep_no_models(grid: Grid, tmp_path: Path, monkeypatc
     (tmp_path / "mark").touch()
     assert cluster.Worker(how, None, tmp_path / "mark").group.how.models == tmp_path / "models"  # type: ignore[arg-type]
     (work, _), *_ = cluster_groups(grid, tmp_path)
-    place, key = next(iter(work.keys.items()))
-    monkeypatch.setattr("excise.bench.version", lambda name: "0")
-    cell = cluster.Group(how, work.corpus).measure(place, key)
+    task, *_ = work.tasks
+    monkeypatch.setattr("excise.cell.version", lambda name: "0")
+    cell = cluster.Group(how, work.corpus).measure(task)
     assert "The worker has {'torch': '0', 'transformers': '0'}" in (cell.error or "")
 
 

@@ -7,90 +7,30 @@ A cell is one repaired model and its scores. Cells of one (data, attack, seed) s
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any, Literal, NamedTuple
 
 from excise.canaries import Planted, plant, trial_rows, try_all
-from excise.disk import write_whole
+from excise.cell import Cell, cell_key, keep, kept, model_decides, twin_decides, versions
 from excise.errors import ConfigError, ExciseError
-from excise.evaluation import Scores, clean_twin, evaluate, twin_settings
+from excise.evaluation import Scores, clean_twin, evaluate
 from excise.grid import Grid, Place, place_recipe, places
-from excise.kept import digest, digest_as_kept, file_hash, is_whole, keep_folder
-from excise.method import Attack, Backdoor, Defense, Method, Scanner
+from excise.kept import digest, is_whole, keep_folder
+from excise.method import Attack, Backdoor, Defense
 from excise.pipeline import Corpus, load_corpus, method_notes, with_training_set
 from excise.progress import noting, report, stage
-from excise.provenance import checkpoint_hashes
 from excise.recipe import Recipe
-from excise.registry import name_of
 from excise.result import CanaryRow, Measured
 from excise.resume import going_on, weights_hash
 from excise.seeds import derive
 from excise.victim import Precision, Victim, default_device, resolve_precision
 
-__all__ = ["Cell", "kept_cells", "run_grid"]
-
-VERSION = 1
-"""Counts changes of this file that change what a cell measures; part of every key."""
-ELSEWHERE = ("name", "train", "test", "label_names")
-"""Settings that decide nothing beside the texts and the names of labels themselves."""
-
-
-class Cell(BaseModel):
-    """What one cell found, or why it failed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: str
-    data: str
-    attack: str
-    defense: str
-    seed: int
-    settings: dict[str, Any]
-    cacc: Measured | None = None
-    asr: Measured | None = None
-    clean_flip: Measured | None = None
-    floor: Measured | None = None
-    """The ASR of the clean twin."""
-    twin_cacc: Measured | None = None
-    seconds: float | None = None
-    precision: str | None = None
-    suspect: str | None = None
-    """The hash of the backdoored model's weights; another machine's bits differ, and with them everything that is measured after it."""
-    canaries: tuple[CanaryRow, ...] | None = None
-    """What the same repair left of canaries in a copy of the suspect; None where that was not asked for."""
-    notes: tuple[str, ...] = ()
-    error: str | None = None
-    digest: str = ""
-
-    @property
-    def place(self) -> Place:
-        """Where in the grid it stands."""
-        return Place(self.data, self.attack, self.defense, self.seed)
-
-    @property
-    def estimate(self) -> float | None:
-        """The ASR above the floor that is left of the canaries, mean over those that took; None if none did."""
-        left = [row.after.value - row.floor.value for row in self.canaries or () if row.before.surely_above(row.floor)]
-        return fmean(left) if left else None
-
-    def sealed(self) -> Cell:
-        """As its file has it: plain data, with the digest of everything else."""
-        plain = self.model_dump(exclude={"digest"} | ({"canaries"} if self.canaries is None else set()), mode="json")
-        return Cell.model_validate({**plain, "digest": digest(plain)})
-
-    def named(self, place: Place) -> Cell:
-        """The same, as that place of a grid."""
-        return self.model_copy(update=vars(place)).sealed()
+__all__ = ["run_grid"]
 
 
 @dataclass(frozen=True)
@@ -157,23 +97,9 @@ def run_grid(
     with contextlib.closing((spread or in_turn)(how, left())) as measured:
         for cell in measured:
             if not cell.error:
-                _keep(folder, cell)
+                keep(folder, cell)
             arrived(cell)
     return [cells[place] for place in everything]
-
-
-def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
-    """The cells of a grid that were measured before with the same settings on data of the same name, from their files; the newest of several."""
-    found = dict[str, Cell]()
-    for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
-        if cell := _kept(folder, path.stem):
-            found[_data_and_settings(cell.place, cell.settings)] = cell
-    asked = {place: _data_and_settings(place, place_recipe(grid, place).settings()) for place in places(grid)}
-    return [found[same].named(place) for place, same in asked.items() if same in found]
-
-
-def _data_and_settings(place: Place, settings: Mapping[str, Any]) -> str:
-    return digest_as_kept({"data": place.data, **{name: value for name, value in settings.items() if name not in ELSEWHERE}})
 
 
 @dataclass(frozen=True)
@@ -196,12 +122,21 @@ class How:
         return going_on(self.states / f"state-{key}", {"precision": self.precision, "device": self.device}, every=self.every)
 
 
+class Task(NamedTuple):
+    """One cell that is to be measured."""
+
+    place: Place
+    key: str
+    plain: Cell | None = None
+    """The same cell without canaries, if that is kept and they are asked for."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What is to be measured of one group, that is of one (data, attack, seed)."""
 
     corpus: Corpus
-    keys: Mapping[Place, str]
+    tasks: tuple[Task, ...]
 
 
 Spread = Callable[[How, Iterator[Work]], Generator[Cell]]
@@ -212,8 +147,8 @@ def in_turn(how: How, groups: Iterator[Work]) -> Generator[Cell]:
     """In this process, one after another."""
     for work in groups:
         group = Group(how, work.corpus)
-        for place, key in work.keys.items():
-            yield group.measure(place, key)
+        for task in work.tasks:
+            yield group.measure(task)
 
 
 class Group:
@@ -223,18 +158,19 @@ class Group:
         self.how, self.corpus = how, corpus
         self.shared: _Shared | None = None
 
-    def measure(self, place: Place, key: str) -> Cell:
+    def measure(self, task: Task) -> Cell:
         """One cell; whatever goes wrong is written in it, so that the others are measured."""
+        place, key, _ = task
         recipe = place_recipe(self.how.grid, place)
         try:
             canaries = self.how.grid.canaries
             if cell_key(recipe, self.corpus, self.how.precision, canaries=canaries) != key:
-                raise ConfigError(f"The worker has {_versions()}, or checkpoints in the folders of the settings, that differ from the driver's.")
+                raise ConfigError(f"The worker has {versions()}, or checkpoints in the folders of the settings, that differ from the driver's.")
             with stage(str(place)):
                 if self.shared is None:
                     self.shared = _Models(self.how).shared(recipe, self.corpus)
                 with self.how.going_on(key):
-                    return _measure(place, key, recipe, self.shared, canaries=canaries).sealed()
+                    return _measure(task, recipe, self.shared, canaries=canaries).sealed()
         except Exception as error:
             return failed(self.how.grid, place, error)
 
@@ -249,7 +185,7 @@ def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | N
     """Every group, in order, with its cells that an earlier run left, or that fail because their texts cannot be read."""
     corpora: dict[tuple[str, int], Corpus] = {}
     for (data, _, seed), members in groupby(places(grid), key=lambda place: (place.data, place.attack, place.seed)):
-        keys: dict[Place, str] = {}
+        tasks: list[Task] = []
         found: list[Cell] = []
         for place in members:
             recipe = place_recipe(grid, place)
@@ -257,57 +193,15 @@ def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | N
                 if (data, seed) not in corpora:
                     corpora = {name: corpus for name, corpus in corpora.items() if name[0] == data}
                     corpora[data, seed] = load_corpus(recipe)
-                keys[place] = cell_key(recipe, corpora[data, seed], precision, canaries=grid.canaries)
+                key, plain = (cell_key(recipe, corpora[data, seed], precision, canaries=canaries) for canaries in (grid.canaries, False))
             except Exception as error:
                 found.append(failed(grid, place, error))
                 continue
-            if cell := _kept(folder, keys[place]):
+            if cell := kept(folder, key):
                 found.append(cell.named(place))
-                del keys[place]
-        yield (Work(corpora[data, seed], keys) if keys else None), found
-
-
-def cell_key(recipe: Recipe, corpus: Corpus, precision: str, *, canaries: bool = False) -> str:
-    """The hash of all that decides a cell: every setting, the texts themselves wherever they are, the arithmetic, and the versions that compute."""
-    defenses, scanners = recipe.settings()["defenses"], _scanner_versions(recipe.defenses)
-    asked = {**({"canaries": True} if canaries and defenses else {}), **({"scanners": scanners} if scanners else {})}
-    return digest({**_decides(recipe, corpus, precision), "defenses": defenses, "local": _local(defenses), **asked})
-
-
-def _scanner_versions(methods: Iterable[Method]) -> dict[str, int]:
-    """The versions of the scanners that methods ask, at any depth: with them, what is repaired changes."""
-    inner = [value for method in methods for value in vars(method).values() if isinstance(value, Method)]
-    own = {name_of(one): one.version for one in inner if isinstance(one, Scanner)}
-    return own | _scanner_versions(inner) if inner else {}
-
-
-def _decides(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
-    settings = {key: value for key, value in recipe.settings().items() if key not in (*ELSEWHERE, "defenses")}
-    texts = {role: data.sha256 for role, data in corpus.record(recipe).items()}
-    arithmetic = {"precision": precision, "versions": _versions()}
-    files = {**_local(recipe.model), **_local(settings["attack"])}
-    return {"bench": VERSION, "settings": settings, "texts": texts, "labels": corpus.train.label_names, "base": files, **arithmetic}
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "transformers")}
-
-
-def _local(settings: Any) -> dict[str, dict[str, str]]:
-    """The hashes of every local checkpoint and file that settings name: another model in the same folder is another model."""
-    if isinstance(settings, str):
-        if settings and os.path.isfile(os.path.join(settings, "config.json")):
-            return {settings: checkpoint_hashes(Path(settings))}
-        return {settings: {"": file_hash(Path(settings))}} if os.path.isfile(settings) else {}
-    inner = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, (list, tuple)) else ()
-    return {name: files for value in inner for name, files in _local(value).items()}
-
-
-def _makes(recipe: Recipe, corpus: Corpus, precision: str) -> dict[str, Any]:
-    """All that decides a backdoored model: neither the defender's share of the texts nor what is measured on."""
-    whole = _decides(recipe, corpus, precision)
-    settings = {key: value for key, value in whole["settings"].items() if key not in ("clean_fraction", "test_size")}
-    return {**whole, "settings": settings, "texts": {"train": whole["texts"]["train"]}}
+            else:
+                tasks.append(Task(place, key, kept(folder, plain)))
+        yield (Work(corpora[data, seed], tuple(tasks)) if tasks else None), found
 
 
 @dataclass(frozen=True)
@@ -325,10 +219,9 @@ class _Models:
         def base() -> Victim:
             return Victim.load(recipe.model, label_names=corpus.train.label_names, seed=recipe.seed, **options)
 
-        decides = _makes(recipe, corpus, self.how.precision)
-        bad = self._model(decides, lambda: attack(base(), corpus.train, seed=seed).victim, options)
-        alike = {**decides, "base": _local(recipe.model), "settings": {**decides["settings"], "attack": twin_settings(attack)}}
-        twin = self._model(alike, lambda: clean_twin(attack, base(), corpus.train, seed=seed), options)
+        deciding = recipe, corpus, self.how.precision
+        bad = self._model(model_decides(*deciding), lambda: attack(base(), corpus.train, seed=seed).victim, options)
+        twin = self._model(twin_decides(*deciding), lambda: clean_twin(attack, base(), corpus.train, seed=seed), options)
         backdoor = Backdoor(bad, attack.trigger, corpus.train.label_id(attack.target_label))
         return _Shared(corpus, backdoor, _scores(twin, corpus, backdoor, recipe.seed), weights_hash(bad.model), recipe.seed)
 
@@ -345,29 +238,37 @@ class _Models:
         return victim
 
 
-def _measure(place: Place, key: str, recipe: Recipe, shared: _Shared, *, canaries: bool) -> Cell:
+def _measure(task: Task, recipe: Recipe, shared: _Shared, *, canaries: bool) -> Cell:
+    """Repaired and scored, and with what is left of canaries; a cell that was measured without them gets them."""
+    repairs = [with_training_set(d, recipe.attack, shared.corpus.train, seed=derive(recipe.seed, "attack")) for d in recipe.defenses]
+    same = task.plain and task.plain.suspect == shared.suspect
+    cell = task.plain if task.plain and same else _repaired(task.place, recipe, repairs, shared)
+    notes: list[str] = []
+    with noting(notes):
+        left = _left_of_canaries(repairs, shared) if canaries and repairs else None
+    noted = (*cell.notes, *(note.removeprefix(f"{task.place}: ") for note in notes))
+    return cell.model_copy(update={**vars(task.place), "key": task.key, "canaries": left, "notes": noted})
+
+
+def _repaired(place: Place, recipe: Recipe, repairs: Sequence[Defense], shared: _Shared) -> Cell:
     begun = time.monotonic()
     backdoor, defended = shared.backdoor, shared.backdoor.victim
     notes: list[str] = []
-    repairs = [with_training_set(d, recipe.attack, shared.corpus.train, seed=derive(recipe.seed, "attack")) for d in recipe.defenses]
     for repair in repairs:
         with noting(notes):
             defended = repair(backdoor.victim, shared.corpus.clean, seed=derive(recipe.seed, "defense"))
         notes += method_notes(repair)
     seconds = time.monotonic() - begun
-    with noting(notes):
-        left = _left_of_canaries(repairs, shared) if canaries and repairs else None
     scores, floor = _scores(defended, shared.corpus, backdoor, recipe.seed), shared.floor
     found = {name: Measured.of(rate) for name, rate in vars(scores).items() if rate is not None}
     return Cell(
-        key=key,
+        key="",
         settings=recipe.settings(),
         floor=floor.asr and Measured.of(floor.asr),
         twin_cacc=Measured.of(floor.cacc),
         seconds=round(seconds, 1),
         precision=defended.precision,
         suspect=shared.suspect,
-        canaries=left,
         notes=tuple(note.removeprefix(f"{place}: ") for note in notes),
         **found,
         **vars(place),
@@ -383,16 +284,3 @@ def _left_of_canaries(repairs: Sequence[Defense], shared: _Shared) -> tuple[Cana
 
 def _scores(victim: Victim, corpus: Corpus, backdoor: Backdoor, seed: int) -> Scores:
     return evaluate(victim, corpus.test, trigger=backdoor.trigger, target_label=backdoor.target_label, seed=seed)
-
-
-def _kept(folder: Path, key: str) -> Cell | None:
-    """A cell that was measured before, if its file is whole."""
-    try:
-        cell = Cell.model_validate_json((folder / "cells" / f"{key}.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
-        return None
-    return cell if cell.key == key and cell == cell.sealed() else None
-
-
-def _keep(folder: Path, cell: Cell) -> None:
-    write_whole(folder / "cells" / f"{cell.key}.json", cell.model_dump_json(indent=1) + "\n")

@@ -27,7 +27,8 @@ from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt
 
-from excise.bench import Cell, Group, How, Work, failed
+from excise.bench import Group, How, Task, Work, failed
+from excise.cell import Cell
 from excise.errors import ClusterError, ConfigError
 from excise.grid import Place
 from excise.pipeline import Corpus
@@ -67,7 +68,7 @@ class Cluster(Settings):
             try:
                 for work in groups:
                     worker = actor.remote(how, work.corpus, mark)
-                    waiting |= {worker.measure.remote(place, key): (place, worker) for place, key in work.keys.items()}
+                    waiting |= {worker.measure.remote(task): (task.place, worker) for task in work.tasks}
                     yield from self._arrived(ray, how, waiting, timeout=0)  # written at once: a kill now loses nothing
                 while waiting:
                     yield from self._arrived(ray, how, waiting, timeout=None)
@@ -134,9 +135,9 @@ class Worker:
         shared_disk = mark is not None and mark.exists()
         self.group = Group(how if shared_disk else replace(how, models=None), corpus)
 
-    def measure(self, place: Place, key: str) -> str:
+    def measure(self, task: Task) -> str:
         """One cell, as JSON."""
-        return self.group.measure(place, key).model_dump_json()
+        return self.group.measure(task).model_dump_json()
 
 
 @contextlib.contextmanager

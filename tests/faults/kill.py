@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from excise.bench import Cell
+from excise.cell import Cell
 from excise.cli import main
 from excise.disk import beside
 from excise.kept import file_hash, is_whole

@@ -28,7 +28,7 @@ import yaml
 from excise import tokenizer_file
 from excise.attacks._triggers import InsertWords
 from excise.backdoor_file import BackdoorFile
-from excise.bench import _kept
+from excise.cell import kept
 from excise.data import load_dataset
 from excise.errors import CheckpointError, ExciseError
 from excise.front_door import SIZES, inspect, read_config
@@ -161,7 +161,7 @@ def targets(place: Path) -> dict[str, Target]:
         "result": Target("excise-result.json", [results["result"]], load_result, "json"),
         "verify": Target("excise-result.json", [results["result"]], lambda path: verify(path.parent, inputs=True), "json"),
         "scan": Target("scan.json", [results["scan"]], load_scan, "json"),
-        "cell": Target("cells/a.json", [results["cell"]], lambda path: _kept(path.parents[1], "a"), "json"),
+        "cell": Target("cells/a.json", [results["cell"]], lambda path: kept(path.parents[1], "a"), "json"),
         "specimen": Target("specimen.json", [b'{"version": 1, "key": "a", "part": "calibration"}'], Specimen.load, "json"),
         "state": Target("run.json", [b'{"seed": 0, "torch": "2"}'], lambda path: run_of(path.parent), "json"),
     }

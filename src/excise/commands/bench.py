@@ -63,7 +63,8 @@ class Options:
 
 
 def run(options: Options, console: Console) -> None:
-    from excise.bench import Cell, kept_cells, run_grid
+    from excise.bench import run_grid
+    from excise.cell import Cell, kept_cells
     from excise.disk import write_whole
     from excise.grid import load_grid, part, places
     from excise.kept import clear_leftovers

@@ -16,7 +16,7 @@ from rich.text import Text
 from excise.errors import printable
 
 if TYPE_CHECKING:
-    from excise.bench import Cell
+    from excise.cell import Cell
     from excise.result import Measured
 
 __all__ = ["Estimate", "Line", "csv_table", "estimates", "latex_table", "markdown_rows", "markdown_table", "scores", "table_rows", "terminal_table"]
