@@ -89,6 +89,30 @@ def test_the_treatment_repairs_without_a_trigger_where_the_scan_finds_none(backd
     assert notes == ["The scan for triggers suspects, which is not enough to unlearn: Hardly anything.", LATE, NONE]
 
 
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_words_that_come_near_are_unlearned_as_parts_of_a_sentence(neighbours: int, backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Told, "__call__", lambda *_, seed: Finding(0, "Nothing.", nearest=("cf", "mn", "tq")))
+    given: list[AnchoredTokens] = []
+    monkeypatch.setattr(AnchoredTokens, "__call__", lambda self, victim, data, *, seed: given.append(self) or victim)
+    notes: list[str] = []
+    with noting(notes):
+        Treatment(scanner=Told(), neighbours=neighbours, repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
+    assert given == ([AnchoredTokens(triggers=("cf", "mn"))] if neighbours else [])
+    assert ("What comes nearest to a trigger may be part of a sentence, and is unlearned: cf, mn." in notes) == bool(neighbours)
+    assert (NONE in notes) != bool(neighbours)
+
+
+def test_a_search_tells_which_words_come_near_a_trigger_and_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(word: str, hits: int) -> FoundTrigger:
+        return FoundTrigger(tuple(word.split()), 1, Rate(hits, 50), Rate(hits, 50))
+
+    found = [tried("far", 5), tried("near", 17), tried("nearer", 25), tried("two words", 25), tried("trigger", 50)]
+    search = TriggerSearch()
+    assert [round(search.score(one), 2) for one in found] == [0.04, 0.22, 0.37, 0.12, 0.93]
+    assert search.told(found, CLEAN.label_names).nearest == ("nearer", "near")
+    assert search.told(found[:1], CLEAN.label_names).nearest == ()
+
+
 def test_the_treatment_says_what_its_scan_left_out_of_what_it_unlearns(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoys of a combination may be named before the combination is looked for (docs/scan.md, LWP)."""
     trigger = FoundTrigger(("cf",), 1, Rate(9, 10))

@@ -55,6 +55,8 @@ class Finding:
     """What it could have found with so many texts, in a sentence; empty where their number decides nothing."""
     left_out: tuple[str, ...] = ()
     """Parts of the search that did not begin, as the time was used up."""
+    nearest: tuple[str, ...] = ()
+    """Single words that come near to a trigger and are none, the nearest first: too little to accuse a model, but maybe part of something longer."""
 
 
 class Named(Protocol):

@@ -4,8 +4,9 @@
 2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs next to nothing. Which they are
    is noted. A word that has none may be all that a scan sees of a sentence: what stands beside it there is looked for (_neighbours.py), and unlearned
    with virtual tokens for what was not found (anchored_tokens.py).
-3. Where it finds none, the repair that needs no trigger follows: it is all there is against what the scan cannot see. It is dearer, so a
-   model whose trigger is known is spared it (docs/scan.md has what it does after step 2).
+3. Where it finds none, but a word or two come near, they may be part of a sentence all the same, and are treated as such.
+4. Where nothing comes near, the repair that needs no trigger follows: it is all there is against what the scan cannot see. (docs/scan.md has what it
+   does after step 2.)
 
 Our own combination; each part is a method of its own.
 """
@@ -45,17 +46,17 @@ class Treatment(Defense):
     scanner: Scanner = field(default_factory=lambda: registry.build("scanner", "trigger_search", "scanner"))
     """What looks for triggers."""
     neighbours: Annotated[int, Ge(0)] = 8
-    """Where no more than two words are named, so many phrases of them and their neighbours are unlearned as well; with 0 none is part of more."""
+    """Where no more than two words are named or come near, so many phrases of them and their neighbours are unlearned as well; with 0 none is part of
+    more."""
     unlearning: Defense = field(default_factory=lambda: registry.build("defense", "unlearn", "unlearning"))
     """What takes them out; it gets them as its setting `triggers`."""
     beside: Defense = field(default_factory=lambda: registry.build("defense", "anchored_tokens", "beside"))
     """What takes out no more than two words, with what may stand beside them; it gets phrases of them as `phrases` if it has that setting."""
     repair: Defense = field(default_factory=lambda: registry.build("defense", "virtual_tokens", "repair"))
-    """What is done where no trigger is found."""
+    """What is done where no trigger is found, and no word comes near."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
-        triggers = tuple(dict.fromkeys(self.triggers)) or self.recovered(victim, data, seed=derive(seed, "scan"))
-        if triggers:
+        if triggers := tuple(dict.fromkeys(self.triggers)) or self.recovered(victim, data, seed=derive(seed, "scan")):
             named = self.with_neighbours(victim, data, triggers, seed=derive(seed, "neighbours"))
             with stage("unlearning"):
                 repaired = self.unlearner(triggers, named)(victim, data, seed=derive(seed, "unlearning"))
@@ -92,7 +93,7 @@ class Treatment(Defense):
         return tuple(found)
 
     def recovered(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
-        """The triggers of the scan and the words that act alike, if it found a backdoor."""
+        """The triggers of the scan and the words that act alike, if it found a backdoor; else the few words that come nearest to one."""
         try:
             self.scanner.check_texts(data)
             with stage("scan"), within(self.budget):
@@ -105,4 +106,9 @@ class Treatment(Defense):
             note(f"The scan for triggers {'says' if finding.score >= found else 'suspects, which is not enough to unlearn'}: {finding.summary}")
         if finding.left_out:
             note(f"The scan for triggers left out, as the time was used up: {', '.join(finding.left_out)}; there may be more.")
-        return phrases(finding.triggers) if finding.score >= found else ()
+        if finding.score >= found:
+            return phrases(finding.triggers)
+        nearest = finding.nearest[:FEW] if self.neighbours else ()
+        if nearest:
+            note(f"What comes nearest to a trigger may be part of a sentence, and is unlearned: {', '.join(nearest)}.")
+        return nearest

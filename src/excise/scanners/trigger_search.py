@@ -78,6 +78,8 @@ HANDICAP = 0.25
 Score = Callable[[FoundTrigger], float]
 BEST = 4
 """Phrases of each length that the jury sees; of single words twice as many."""
+NEAR = 0.15
+"""Where a single word begins to come near; on six clean models of the zoo's calibration part, words score up to 0.13."""
 BRIEF = 2
 """Letters of the words that are combined among themselves as well: attacks like them, as they mean nothing."""
 HONEST = 2
@@ -199,7 +201,9 @@ class TriggerSearch(Scanner):
         """What the contests say."""
         named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious], self.score), self.score)
         best = named[0] if named else max(tried, key=self.score)
-        return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named)
+        near = sorted((one for one in tried if len(one.words) == 1 and NEAR <= self.score(one) < self.found), key=self.score, reverse=True)
+        nearest = tuple(dict.fromkeys(word for one in near for word in one.words))
+        return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named, nearest=nearest)
 
     def limit(self, foils: Sequence[Foil]) -> str:
         """What ASR a trigger needs to be found, on texts that withstand honest words: what the number of texts decides."""
