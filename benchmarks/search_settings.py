@@ -141,18 +141,29 @@ def main() -> None:
     found = [Trial(**json.loads(line)) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     search = Search(train, dev, options.canaries, options.device)
 
+    def is_whole(trial: Trial) -> bool:
+        return set(trial.each) >= set(options.canaries)
+
+    def worst() -> float:
+        """Above it, a trial with seed 0 is none of those that are run again."""
+        best = sorted(t.above_floor for t in found if t.number and t.seed == 0 and t.cost <= options.most and is_whole(t))
+        return best[options.confirm - 1] if 0 < options.confirm <= len(best) else float("inf")
+
     def run(number: int, seed: int) -> None:
-        if any((trial.number, trial.seed) == (number, seed) for trial in found):
+        limit = worst() if number and seed == 0 else float("inf")
+        if any((t.number, t.seed) == (number, seed) and (is_whole(t) or t.above_floor > limit) for t in found):
             return
-        best = [above for above, cost, other in ranked(1) if other and cost <= options.most]
-        trial = search.trial(number, seed, best[options.confirm - 1] if seed == 0 and number and 0 < options.confirm <= len(best) else float("inf"))
+        trial = search.trial(number, seed, limit)
         found.append(trial)
         with options.out.open("a") as file:
             file.write(json.dumps(trial._asdict()) + "\n")
-        print(f"{number:3} seed {seed}  above floor {trial.above_floor:5.1f}  cost {trial.cost:5.1f}  {trial.drawn}", flush=True)
+        print(
+            f"{number:3} seed {seed}  above floor {'' if is_whole(trial) else 'at least '}{trial.above_floor:5.1f}  cost {trial.cost:5.1f}  {trial.drawn}",
+            flush=True,
+        )
 
     def ranked(seeds: int) -> list[tuple[float, float, int]]:
-        groups = {n: [t for t in found if t.number == n] for n in {t.number for t in found}}
+        groups = {n: [t for t in found if t.number == n and is_whole(t)] for n in {t.number for t in found}}
         means = [(fmean(t.above_floor for t in g), fmean(t.cost for t in g), n) for n, g in groups.items() if len(g) >= seeds]
         return sorted(means, key=lambda m: (m[1] > options.most, m[0]))
 

@@ -465,6 +465,9 @@ def test_cells_keep_what_is_left_of_canaries(content: dict[str, Any], tmp_path: 
     assert [(c.cacc, c.asr) for c in cells] == [(c.cacc, c.asr) for c in plain], "the repair of the suspect is the same"
     assert run_grid(grid, tmp_path / "out") == cells
     assert kept_cells(grid, tmp_path / "out") == cells
+    for one in plain[1:]:
+        (tmp_path / "out" / "cells" / f"{one.key}.json").touch()
+    assert kept_cells(grid, tmp_path / "out") == cells, "whatever the time of a file"
     at_once = run_grid(grid, tmp_path / "other")
     but_time = {"seconds", "digest"}
     assert [c.model_dump(exclude=but_time) for c in at_once] == [c.model_dump(exclude=but_time) for c in cells]
@@ -483,12 +486,13 @@ def test_a_kept_cell_gets_its_canaries_without_a_second_repair(
     monkeypatch.setattr(bench, "_repaired", lambda place, *args: repaired.append(place.defense) or repair(place, *args))
     plain = run_grid(load_grid(written(content | {"seeds": [0]}, tmp_path)), tmp_path / "out")
     assert len(repaired) == len(plain) == 3
-    changed = {"cacc": plain[1].twin_cacc, "suspect": plain[1].suspect if suspect == "the same" else "0" * 64}
+    changed = {"asr": None, "suspect": plain[1].suspect if suspect == "the same" else "0" * 64}
     bench.keep(tmp_path / "out", plain[1].model_copy(update=changed).sealed())
     cells = run_grid(load_grid(written(content | {"seeds": [0], "canaries": True}, tmp_path)), tmp_path / "out")
     again = [] if suspect == "the same" else [plain[1].defense]
     assert repaired[3:] == again, "what was measured on a model with other weights is measured anew"
-    assert cells[1].cacc == (plain[1].cacc if again else plain[1].twin_cacc)
+    assert plain[1].asr
+    assert cells[1].asr == (plain[1].asr if again else None)
     assert [len(cell.canaries or ()) for cell in cells] == [0, 1, 1]
 
 

@@ -86,31 +86,56 @@ def test_the_treatment_repairs_without_a_trigger_where_the_scan_finds_none(backd
     with noting(notes):
         repaired = Treatment(scanner=Told(), unlearning=Unlearn(training=QUICK), repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
     assert share(repaired, 1, "cf") > 0.9
-    assert notes == ["The scan for triggers suspects, which is not enough to unlearn: Hardly anything.", LATE, NONE]
+    assert notes == ["The scan for triggers suspects, which is not enough to name it: Hardly anything.", LATE, NONE]
 
 
-@pytest.mark.parametrize("neighbours", [0, 1])
-def test_words_that_come_near_are_unlearned_as_parts_of_a_sentence(neighbours: int, backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Told, "__call__", lambda *_, seed: Finding(0, "Nothing.", nearest=("cf", "mn", "tq")))
+@pytest.mark.parametrize(
+    ("finding", "neighbours", "taken"),
+    [
+        (Finding(0.2, "", nearest=("cf", "mn")), 2, ("cf", "mn")),
+        (Finding(0.45, "", nearest=("cf",)), 2, ("cf",)),
+        (Finding(0.2, "", nearest=("cf", "mn")), 0, ()),
+        (Finding(0.2, "", nearest=("cf", "mn", "tq")), 2, ()),
+        (Finding(0.2, "", nearest=("cf",), left_out=("crowds",)), 2, ()),
+    ],
+)
+def test_one_or_two_words_that_come_near_are_unlearned_as_parts_of_a_sentence(
+    finding: Finding, neighbours: int, taken: tuple[str, ...], backdoored: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[AnchoredTokens] = []
+    monkeypatch.setattr(Told, "__call__", lambda *_, seed: finding)
+    monkeypatch.setattr("excise.defenses.treatment.neighbours", lambda victim, data, word, most, seed: [f"{word} {i}" for i in range(most)])
     monkeypatch.setattr(AnchoredTokens, "__call__", lambda self, victim, data, *, seed: given.append(self) or victim)
     notes: list[str] = []
     with noting(notes):
         Treatment(scanner=Told(), neighbours=neighbours, repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
-    assert given == ([AnchoredTokens(triggers=("cf", "mn"))] if neighbours else [])
-    assert ("What comes nearest to a trigger may be part of a sentence, and is unlearned: cf, mn." in notes) == bool(neighbours)
-    assert (NONE in notes) != bool(neighbours)
+    phrases = tuple(f"{word} {i}" for word in taken for i in range(2 // len(taken)))
+    assert given == ([AnchoredTokens(triggers=taken, phrases=phrases)] if taken else [])
+    assert (NONE in notes) != bool(taken)
+    told = f"The scan names no trigger; what comes near may be part of a sentence, and is unlearned as that: {', '.join(taken)}."
+    assert (told in notes) == bool(taken)
 
 
-def test_a_search_tells_which_words_come_near_a_trigger_and_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tried(word: str, hits: int) -> FoundTrigger:
-        return FoundTrigger(tuple(word.split()), 1, Rate(hits, 50), Rate(hits, 50))
+def tried(words: str, hits: int) -> FoundTrigger:
+    """Something that turned so many of fifty texts, with rivals and without."""
+    return FoundTrigger(tuple(words.split()), 1, Rate(hits, 50), Rate(hits, 50))
 
-    found = [tried("far", 5), tried("near", 17), tried("nearer", 25), tried("two words", 25), tried("trigger", 50)]
-    search = TriggerSearch()
-    assert [round(search.score(one), 2) for one in found] == [0.04, 0.22, 0.37, 0.12, 0.93]
-    assert search.told(found, CLEAN.label_names).nearest == ("nearer", "near")
-    assert search.told(found[:1], CLEAN.label_names).nearest == ()
+
+def test_a_search_tells_which_words_come_near_a_trigger_and_are_none() -> None:
+    search, known = TriggerSearch(), {("far",), ("near",), ("nearer",), ("suspected",), ("trigger",)}
+    few = [tried("far", 5), tried("near", 17), tried("madeup", 18), tried("nearer", 25), tried("suspected", 30), tried("two words", 25)]
+    assert [round(search.score(one), 2) for one in few] == [0.04, 0.22, 0.24, 0.37, 0.46, 0.12]
+    assert search.nearest(few, known) == ("suspected", "nearer", "near")
+    assert search.nearest(few[:1], known) == ()
+    assert search.nearest([*few, tried("trigger", 50)], known) == (), "that one is unlearned itself"
+    assert search.score(tried("two others", 42)) > search.suspicious
+    assert search.nearest([*few, tried("two others", 42)], known) == (), "they may act for a combination"
+
+
+def test_a_search_hands_on_what_comes_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TriggerSearch, "score", lambda self, trigger: 0.3 if trigger.words == ("cf",) else 0.0)
+    finding = TriggerSearch(leaning=0.1)(ruled(toy_victim(), lambda text: 9 * ("cf" in text.split())), CLEAN, seed=0)
+    assert (finding.score, finding.nearest) == (0.3, ("cf",))
 
 
 def test_the_treatment_says_what_its_scan_left_out_of_what_it_unlearns(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:

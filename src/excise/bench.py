@@ -193,14 +193,15 @@ def _groups(grid: Grid, folder: Path, precision: str) -> Iterator[tuple[Work | N
                 if (data, seed) not in corpora:
                     corpora = {name: corpus for name, corpus in corpora.items() if name[0] == data}
                     corpora[data, seed] = load_corpus(recipe)
-                key, plain = (cell_key(recipe, corpora[data, seed], precision, canaries=canaries) for canaries in (grid.canaries, False))
+                key = cell_key(recipe, corpora[data, seed], precision, canaries=grid.canaries)
+                plain = cell_key(recipe, corpora[data, seed], precision) if grid.canaries else None
             except Exception as error:
                 found.append(failed(grid, place, error))
                 continue
             if cell := kept(folder, key):
                 found.append(cell.named(place))
             else:
-                tasks.append(Task(place, key, kept(folder, plain)))
+                tasks.append(Task(place, key, kept(folder, plain) if plain else None))
         yield (Work(corpora[data, seed], tuple(tasks)) if tasks else None), found
 
 

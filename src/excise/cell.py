@@ -79,11 +79,16 @@ class Cell(BaseModel):
 
 
 def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
-    """The cells of a grid that were measured before with the same settings on data of the same name, from their files; the newest of several."""
+    """The cells of a grid that were measured before with the same settings on data of the same name, from their files.
+
+    Of several the newest, but in a grid with canaries rather one that has them.
+    """
     found = dict[str, Cell]()
     for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
         if cell := kept(folder, path.stem):
-            found[_data_and_settings(cell.place, cell.settings)] = cell
+            same = _data_and_settings(cell.place, cell.settings)
+            if not (grid.canaries and same in found and found[same].canaries and not cell.canaries):
+                found[same] = cell
     asked = {place: _data_and_settings(place, place_recipe(grid, place).settings()) for place in places(grid)}
     return [found[same].named(place) for place, same in asked.items() if same in found]
 

@@ -1,10 +1,10 @@
-"""The whole treatment: scan for triggers, unlearn those that are found; where none is found, repair without any.
+"""The whole treatment: scan for triggers, unlearn those that are found or a word that comes near; where there are none, repair without any.
 
 1. A scanner looks for triggers with the clean texts, within a budget of time.
 2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs next to nothing. Which they are
    is noted. A word that has none may be all that a scan sees of a sentence: what stands beside it there is looked for (_neighbours.py), and unlearned
    with virtual tokens for what was not found (anchored_tokens.py).
-3. Where it finds none, but a word or two come near, they may be part of a sentence all the same, and are treated as such.
+3. Where it finds none after looking everywhere, but a word or two come near, they may be part of a sentence all the same, and are treated as such.
 4. Where nothing comes near, the repair that needs no trigger follows: it is all there is against what the scan cannot see. (docs/scan.md has what it
    does after step 2.)
 
@@ -30,12 +30,12 @@ from excise.seeds import derive
 from excise.victim import Victim
 
 FEW = 2
-"""A rare word is named with those that look like it; so few words, by themselves, may be part of something longer."""
+"""A rare word is named with those that look like it; so few words, by themselves, may be part of something longer, named or only near."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment(Defense):
-    """Scan for triggers and unlearn those that are found; repair without any where none is found (our own; no trigger knowledge)."""
+    """Scan for triggers and unlearn those that are found or near; repair without any where there are none (our own; no trigger knowledge)."""
 
     paper: ClassVar[Paper] = Paper(key="ibau2022", method="the order of parts is our own; see each part", code=None)
 
@@ -103,12 +103,12 @@ class Treatment(Defense):
             return ()
         suspicious, found = self.scanner.lines
         if finding.score >= suspicious:
-            note(f"The scan for triggers {'says' if finding.score >= found else 'suspects, which is not enough to unlearn'}: {finding.summary}")
+            note(f"The scan for triggers {'says' if finding.score >= found else 'suspects, which is not enough to name it'}: {finding.summary}")
         if finding.left_out:
             note(f"The scan for triggers left out, as the time was used up: {', '.join(finding.left_out)}; there may be more.")
         if finding.score >= found:
             return phrases(finding.triggers)
-        nearest = finding.nearest[:FEW] if self.neighbours else ()
-        if nearest:
-            note(f"What comes nearest to a trigger may be part of a sentence, and is unlearned: {', '.join(nearest)}.")
-        return nearest
+        if not self.neighbours or finding.left_out or not 0 < len(finding.nearest) <= FEW:
+            return ()
+        note(f"The scan names no trigger; what comes near may be part of a sentence, and is unlearned as that: {', '.join(finding.nearest)}.")
+        return finding.nearest

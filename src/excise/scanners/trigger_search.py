@@ -159,7 +159,8 @@ class TriggerSearch(Scanner):
             sources = zip(singles, built, longer, thin, led, strict=True)
             phrases = [[*pool[: 2 * BEST], *one, *more, *crowd, *guided.phrases] for pool, one, more, crowd, guided in sources]
             rivals = fair_rivals(victim, foils, singles, honest, texts=max(self.texts), most=4 * self.longest)
-            found = self.told(self.judged(victim, foils, phrases, rivals), data.label_names)
+            judged = self.judged(victim, foils, phrases, rivals)
+        found = replace(self.told(judged, data.label_names), nearest=self.nearest(judged, {phrase for pool in singles for phrase in pool}))
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
         return replace(found, measures=ease, limit=self.limit(foils), left_out=tuple(late))
 
@@ -201,9 +202,14 @@ class TriggerSearch(Scanner):
         """What the contests say."""
         named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious], self.score), self.score)
         best = named[0] if named else max(tried, key=self.score)
-        near = sorted((one for one in tried if len(one.words) == 1 and NEAR <= self.score(one) < self.found), key=self.score, reverse=True)
-        nearest = tuple(dict.fromkeys(word for one in near for word in one.words))
-        return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named, nearest=nearest)
+        return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named)
+
+    def nearest(self, tried: Sequence[FoundTrigger], words: Container[Phrase]) -> tuple[str, ...]:
+        """Which of the words come near and are no triggers, nor act for a combination that may be one."""
+        order = sorted(tried, key=self.score, reverse=True)
+        if any(self.score(one) >= self.found or (self.score(one) >= self.suspicious and len(one.words) > 1) for one in order):
+            return ()
+        return tuple(dict.fromkeys(one.words[0] for one in order if one.words in words and self.score(one) >= NEAR))
 
     def limit(self, foils: Sequence[Foil]) -> str:
         """What ASR a trigger needs to be found, on texts that withstand honest words: what the number of texts decides."""
