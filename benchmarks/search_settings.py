@@ -157,10 +157,8 @@ def main() -> None:
         found.append(trial)
         with options.out.open("a") as file:
             file.write(json.dumps(trial._asdict()) + "\n")
-        print(
-            f"{number:3} seed {seed}  above floor {'' if is_whole(trial) else 'at least '}{trial.above_floor:5.1f}  cost {trial.cost:5.1f}  {trial.drawn}",
-            flush=True,
-        )
+        above = f"{'' if is_whole(trial) else 'at least '}{trial.above_floor:5.1f}"
+        print(f"{number:3} seed {seed}  above floor {above}  cost {trial.cost:5.1f}  {trial.drawn}", flush=True)
 
     def ranked(seeds: int) -> list[tuple[float, float, int]]:
         groups = {n: [t for t in found if t.number == n and is_whole(t)] for n in {t.number for t in found}}
