@@ -242,12 +242,12 @@ class _Models:
 def _measure(task: Task, recipe: Recipe, shared: _Shared, *, canaries: bool) -> Cell:
     """Repaired and scored, and with what is left of canaries; a cell that was measured without them gets them."""
     repairs = [with_training_set(d, recipe.attack, shared.corpus.train, seed=derive(recipe.seed, "attack")) for d in recipe.defenses]
-    same = task.plain and task.plain.suspect == shared.suspect
-    cell = task.plain if task.plain and same else _repaired(task.place, recipe, repairs, shared)
+    plain = task.plain
+    cell = plain if plain and plain.suspect == shared.suspect else _repaired(task.place, recipe, repairs, shared)
     notes: list[str] = []
     with noting(notes):
         left = _left_of_canaries(repairs, shared) if canaries and repairs else None
-    noted = (*cell.notes, *(note.removeprefix(f"{task.place}: ") for note in notes))
+    noted = tuple(note.removeprefix(f"{task.place}: ") for note in (*cell.notes, *notes))
     return cell.model_copy(update={**vars(task.place), "key": task.key, "canaries": left, "notes": noted})
 
 
@@ -270,7 +270,7 @@ def _repaired(place: Place, recipe: Recipe, repairs: Sequence[Defense], shared: 
         seconds=round(seconds, 1),
         precision=defended.precision,
         suspect=shared.suspect,
-        notes=tuple(note.removeprefix(f"{place}: ") for note in notes),
+        notes=tuple(notes),
         **found,
         **vars(place),
     )

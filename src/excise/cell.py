@@ -83,12 +83,10 @@ def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
 
     Of several the newest, but in a grid with canaries rather one that has them.
     """
-    found = dict[str, Cell]()
-    for path in sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name)):
-        if cell := kept(folder, path.stem):
-            same = _data_and_settings(cell.place, cell.settings)
-            if not (grid.canaries and same in found and found[same].canaries and not cell.canaries):
-                found[same] = cell
+    files = sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+    cells = [cell for path in files if (cell := kept(folder, path.stem))]
+    cells.sort(key=lambda cell: bool(grid.canaries and cell.canaries))
+    found = {_data_and_settings(cell.place, cell.settings): cell for cell in cells}
     asked = {place: _data_and_settings(place, place_recipe(grid, place).settings()) for place in places(grid)}
     return [found[same].named(place) for place, same in asked.items() if same in found]
 

@@ -108,7 +108,7 @@ class Treatment(Defense):
             note(f"The scan for triggers left out, as the time was used up: {', '.join(finding.left_out)}; there may be more.")
         if finding.score >= found:
             return phrases(finding.triggers)
-        if not self.neighbours or finding.left_out or not 0 < len(finding.nearest) <= FEW:
+        if finding.left_out or not finding.nearest or not self.may_be_part(finding.nearest):
             return ()
         note(f"The scan names no trigger; what comes near may be part of a sentence, and is unlearned as that: {', '.join(finding.nearest)}.")
         return finding.nearest
