@@ -173,6 +173,24 @@ def test_lean_training_keeps_no_whole_map(parts: list[int]) -> None:
     assert whole in sizes[1]
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_slopes_in_bf16_do_not_go_the_slow_way_back(architecture: str, parts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = with_attention_dropout(architecture).eval(), inputs(toy_victim(architecture))
+    default, by_default = attention.sdpa_attention_forward, list[bool]()
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *args, **more: (by_default.append(True), default(*args, **more))[1])
+    plain = all_slopes(model, batch)
+    with lean_attention(model), torch.autocast("cpu", torch.bfloat16):
+        found = all_slopes(model, batch)
+        assert len(parts) == model.config.num_hidden_layers, "it was not computed in parts"
+        assert not by_default
+        with torch.no_grad():
+            model(**batch)
+        assert len(by_default) == model.config.num_hidden_layers, "without slopes the default is the fastest"
+    torch.testing.assert_close(found[0].float(), plain[0], atol=0.05, rtol=0.05)
+    whole, rounded = (torch.cat([slope.float().flatten() for _, slope in sorted(slopes.items())]) for slopes in (plain[1], found[1]))
+    assert torch.cosine_similarity(whole, rounded, dim=0) > 0.99
+
+
 def test_training_is_lean_and_gives_the_model_back_as_it_was(parts: list[int]) -> None:
     victim = toy_victim("bert")
     config = FitConfig(epochs=1, batch_size=8)
