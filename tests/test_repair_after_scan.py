@@ -397,6 +397,10 @@ def test_the_treatment_estimates_itself_on_canaries(
     estimated = load_result(tmp_path / "fixed" / "excise-result.json")
     assert len(estimated.trials) == 1
     assert (estimated.rows[-1].cacc, estimated.rows[-1].method) == (alone.rows[-1].cacc, alone.rows[-1].method), "the repair is the same"
+    assert main([*repair, "--tune"]) == 0, "what a newcomer types"
+    tuned = load_result(tmp_path / "fixed" / "excise-result.json")
+    assert len({repr(trial.method) for trial in tuned.trials}) == 1 + len(Treatment.tuning)
+    assert tuned.rows[-1].method == tuned.trials[0].method
 
 
 def test_texts_with_the_labels_turned_round_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
