@@ -453,8 +453,8 @@ def test_cells_keep_what_is_left_of_canaries(content: dict[str, Any], tmp_path: 
         return canaries.Planted(suspect, suspect, (canaries.Canary("BadNets", InsertWords(words=("zq",)), 0),))
 
     monkeypatch.setattr(bench, "plant", plant)
-    path = written(content | {"seeds": [0]}, tmp_path)
-    plain = run_grid(load_grid(path), tmp_path / "out")
+    without = load_grid(written(content | {"seeds": [0]}, tmp_path))
+    plain = run_grid(without, tmp_path / "out")
     assert not planted
     grid = load_grid(written(content | {"seeds": [0], "canaries": True}, tmp_path))
     cells = run_grid(grid, tmp_path / "out")
@@ -468,6 +468,9 @@ def test_cells_keep_what_is_left_of_canaries(content: dict[str, Any], tmp_path: 
     for one in plain[1:]:
         (tmp_path / "out" / "cells" / f"{one.key}.json").touch()
     assert kept_cells(grid, tmp_path / "out") == cells, "whatever the time of a file"
+    for one in cells[1:]:
+        (tmp_path / "out" / "cells" / f"{one.key}.json").touch()
+    assert kept_cells(without, tmp_path / "out") == plain, "another machine may have measured those, on another copy of the model"
     at_once = run_grid(grid, tmp_path / "other")
     but_time = {"seconds", "digest"}
     assert [c.model_dump(exclude=but_time) for c in at_once] == [c.model_dump(exclude=but_time) for c in cells]

@@ -81,11 +81,12 @@ class Cell(BaseModel):
 def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
     """The cells of a grid that were measured before with the same settings on data of the same name, from their files.
 
-    Of several the newest, but in a grid with canaries rather one that has them.
+    Of several the newest, but rather one that has canaries in a grid that asks for them, and else one that has none: other machines' copies of a
+    backdoored model differ.
     """
     files = sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
     cells = [cell for path in files if (cell := kept(folder, path.stem))]
-    cells.sort(key=lambda cell: bool(grid.canaries and cell.canaries))
+    cells.sort(key=lambda cell: bool(cell.canaries) == grid.canaries)
     found = {_data_and_settings(cell.place, cell.settings): cell for cell in cells}
     asked = {place: _data_and_settings(place, place_recipe(grid, place).settings()) for place in places(grid)}
     return [found[same].named(place) for place, same in asked.items() if same in found]
