@@ -173,22 +173,54 @@ def test_lean_training_keeps_no_whole_map(parts: list[int]) -> None:
     assert whole in sizes[1]
 
 
+@pytest.fixture
+def by_default(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The queries of each call that went to the default implementation."""
+    seen = list[Tensor]()
+    default: Any = attention.sdpa_attention_forward
+
+    def counted(module: Any, query: Tensor, *rest: Any, **more: Any) -> Any:
+        seen.append(query)
+        return default(module, query, *rest, **more)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize("part", [600, 10**9])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_slopes_in_bf16_do_not_go_the_slow_way_back(architecture: str, parts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slopes_of_short_texts_in_bf16_do_not_go_the_slow_way_back(
+    architecture: str, part: int, by_default: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "PART", {"cpu": part})
     model, batch = with_attention_dropout(architecture).eval(), inputs(toy_victim(architecture))
-    default, by_default = attention.sdpa_attention_forward, list[bool]()
-    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *args, **more: (by_default.append(True), default(*args, **more))[1])
+    layers = model.config.num_hidden_layers
     plain = all_slopes(model, batch)
-    with lean_attention(model), torch.autocast("cpu", torch.bfloat16):
-        found = all_slopes(model, batch)
-        assert len(parts) == model.config.num_hidden_layers, "it was not computed in parts"
-        assert not by_default
-        with torch.no_grad():
+    with lean_attention(model):
+        all_slopes(model, batch)
+        assert len(by_default) == layers, "in fp32 the default is faster"
+        with torch.autocast("cpu", torch.bfloat16):
+            found = all_slopes(model, batch)
+            assert len(by_default) == layers
+            with torch.no_grad():
+                model(**batch)
+            assert len(by_default) == 2 * layers, "without slopes the default is as fast"
+            monkeypatch.setattr(attention, "SHORT", batch["input_ids"].shape[1] - 1)
             model(**batch)
-        assert len(by_default) == model.config.num_hidden_layers, "without slopes the default is the fastest"
+            assert len(by_default) == 3 * layers, "the default is faster with long texts"
     torch.testing.assert_close(found[0].float(), plain[0], atol=0.05, rtol=0.05)
     whole, rounded = (torch.cat([slope.float().flatten() for _, slope in sorted(slopes.items())]) for slopes in (plain[1], found[1]))
     assert torch.cosine_similarity(whole, rounded, dim=0) > 0.99
+
+
+def test_one_token_after_others_sees_all_of_them(by_default: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    module, heads = toy_victim("qwen2").model.model.layers[0].self_attn, (2, 2)
+    query, key, value = (torch.randn(1, heads[0], tokens, 8, dtype=torch.bfloat16, requires_grad=True) for tokens in (1, 5, 5))
+    found, _ = attention._lean(module, query, key, value, None, scaling=0.3)
+    assert not by_default
+    wanted = torch.softmax(query.float() @ key.float().transpose(2, 3) * 0.3, dim=-1) @ value.float()
+    torch.testing.assert_close(found.float(), wanted.transpose(1, 2), atol=0.03, rtol=0.03)
 
 
 def test_training_is_lean_and_gives_the_model_back_as_it_was(parts: list[int]) -> None:

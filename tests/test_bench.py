@@ -19,7 +19,7 @@ from excise import cell as cell_module
 from excise.attacks._triggers import InsertWords
 from excise.attacks.badnets import BadNets
 from excise.bench import run_grid
-from excise.cell import Cell, cell_key, kept, kept_cells
+from excise.cell import Cell, cell_key, keep, kept, kept_cells
 from excise.cli import main
 from excise.errors import ConfigError, DataError, NeedsError
 from excise.grid import Grid, load_grid, place_recipe, places
@@ -469,8 +469,9 @@ def test_cells_keep_what_is_left_of_canaries(content: dict[str, Any], tmp_path: 
         (tmp_path / "out" / "cells" / f"{one.key}.json").touch()
     assert kept_cells(grid, tmp_path / "out") == cells, "whatever the time of a file"
     for one in cells[1:]:
-        (tmp_path / "out" / "cells" / f"{one.key}.json").touch()
-    assert kept_cells(without, tmp_path / "out") == plain, "another machine may have measured those, on another copy of the model"
+        keep(tmp_path / "out", one.model_copy(update={"suspect": "another"}).sealed())
+    assert kept_cells(without, tmp_path / "out") == plain, "those are of another copy of the model than 'none'"
+    assert [bool(cell.canaries) for cell in kept_cells(grid, tmp_path / "out")] == [False, True, True], "but of no other is there an estimate"
     at_once = run_grid(grid, tmp_path / "other")
     but_time = {"seconds", "digest"}
     assert [c.model_dump(exclude=but_time) for c in at_once] == [c.model_dump(exclude=but_time) for c in cells]

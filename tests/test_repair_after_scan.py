@@ -17,6 +17,7 @@ from excise.defenses.anchored_tokens import AnchoredTokens
 from excise.defenses.cft import CFT
 from excise.defenses.treatment import Treatment
 from excise.defenses.unlearn import Unlearn
+from excise.defenses.virtual_tokens import VirtualTokens
 from excise.evaluation import turned
 from excise.finding import Finding, FoundTrigger, phrases
 from excise.metrics import Rate
@@ -401,6 +402,16 @@ def test_the_treatment_estimates_itself_on_canaries(
     tuned = load_result(tmp_path / "fixed" / "excise-result.json")
     assert len({repr(trial.method) for trial in tuned.trials}) == 1 + len(Treatment.tuning)
     assert tuned.rows[-1].method == tuned.trials[0].method
+
+
+def test_what_is_tuned_keeps_what_the_user_set() -> None:
+    gentle = Treatment(unlearning=Unlearn(training=HARDLY, left_out=0))
+    twice, shorter = gentle.alternatives()
+    assert twice == replace(gentle, unlearning=Unlearn(training=HARDLY, left_out=0, copies=2))
+    assert shorter == replace(gentle, unlearning=Unlearn(training=replace(HARDLY, epochs=2), left_out=0))
+    (shorter,) = Treatment(unlearning=Unlearn(copies=2)).alternatives()
+    assert shorter.unlearning.training.epochs == 2, "what is set already is not tried twice"  # type: ignore[attr-defined]
+    assert len(Treatment(unlearning=VirtualTokens()).alternatives()) == 1, "it has no copies"
 
 
 def test_texts_with_the_labels_turned_round_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,8 @@ an empty tuple for `output_attentions=True`, and the eager one returns maps afte
 The maps of long texts are large: head × query × key numbers a text and layer. A statistic that looks at each text alone (`EachText`) gets them a few
 texts at a time, so that no whole map is ever kept; the backward pass computes them again. Memory then no longer grows with the square of
 the length times heads and layers, and as the parts fit the processor's cache, it is faster as well. `lean_attention` gives the same to training that
-reads no maps: on a CPU, the default implementation keeps them whole as soon as there is dropout, and its backward pass in bf16 is five times as slow.
+reads no maps: on a CPU, the default implementation keeps them whole as soon as there is dropout, and its backward pass in bf16 is slow for short
+texts.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class EachText(NamedTuple):
 
 PART = {"cpu": 2**20, "cuda": 2**27}
 """Probabilities that are computed at a time, by device. Maps of up to twice as many numbers are left whole."""
+
+SHORT = 256
+"""Tokens up to which plain products are faster than the default implementation's backward pass in bf16 on a CPU."""
 
 _NAME = "excise_recorded"
 _LEAN = "excise_lean"
@@ -95,18 +99,19 @@ def _lean(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "batch query head channel"], None]:
-    """The default implementation, but not on a CPU with dropout, where it draws slowly and keeps whole maps of long texts, or with slopes in bf16."""
+    """The default implementation, but not on a CPU with dropout (it draws slowly and keeps whole maps) or with slopes of short texts in bf16."""
     is_plain = query.device.type == "cpu" and not any(others.get(option) is not None for option in (*_UNREAD, "cache"))
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
-    slow_back = kind in (torch.bfloat16, torch.float16) and torch.is_grad_enabled() and (query.requires_grad or value.requires_grad)
+    has_slopes = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
+    slow_back = has_slopes and kind == torch.bfloat16 and query.shape[2] * key.shape[2] <= SHORT**2
     if not (is_plain and (dropout or slow_back)):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
     causal = others.get("is_causal")
-    if attention_mask is None and (getattr(module, "is_causal", True) if causal is None else causal):
+    if attention_mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", True) if causal is None else causal):
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+    query, key, value = query.to(kind), key.to(kind), value.to(kind)
     key, value = _for_each_query_head(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key, value = query.to(kind), key.to(kind), value.to(kind)
     if texts := _texts_at_a_time(query, key):
         return _InParts.apply(query, key, value, attention_mask, scale, dropout, None, texts)[0], None
     return _mixed(dropped(_probabilities(query, key, attention_mask, scale), dropout), value), None
@@ -255,9 +260,9 @@ def recorded_attention(model: PreTrainedModel, statistic: Statistic | EachText) 
 
 @contextmanager
 def lean_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block, training of `model` keeps no whole attention maps, where that can be had without changing its answers.
+    """Inside the block, training of `model` keeps no whole attention maps of long texts, where that can be had without changing its answers.
 
-    What changes is the noise that dropout draws, and that is all.
+    What changes is the noise that dropout draws, and in bf16 how scores are rounded.
     """
     before = model.config._attn_implementation
     if before == "sdpa":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from excise.disk import write_whole
 from excise.evaluation import twin_settings
-from excise.grid import Grid, Place, place_recipe, places
+from excise.grid import NONE, Grid, Place, place_recipe, places
 from excise.kept import digest, digest_as_kept, file_hash
 from excise.method import Method, Scanner
 from excise.pipeline import Corpus
@@ -81,15 +82,21 @@ class Cell(BaseModel):
 def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
     """The cells of a grid that were measured before with the same settings on data of the same name, from their files.
 
-    Of several the newest, but rather one that has canaries in a grid that asks for them, and else one that has none: other machines' copies of a
-    backdoored model differ.
+    Of several rather one that has canaries, if the grid asks for them, then one of the same copy of the backdoored model as 'none', then the newest.
     """
     files = sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
     cells = [cell for path in files if (cell := kept(folder, path.stem))]
-    cells.sort(key=lambda cell: bool(cell.canaries) == grid.canaries)
-    found = {_data_and_settings(cell.place, cell.settings): cell for cell in cells}
-    asked = {place: _data_and_settings(place, place_recipe(grid, place).settings()) for place in places(grid)}
-    return [found[same].named(place) for place, same in asked.items() if same in found]
+    measured: dict[str, list[Cell]] = {}
+    for cell in cells:
+        measured.setdefault(_data_and_settings(cell.place, cell.settings), []).append(cell)
+    found, suspects = list[Cell](), dict[Place, str | None]()
+    for place in places(grid):  # 'none' comes first
+        group = replace(place, defense=NONE)
+        if same := measured.get(_data_and_settings(place, place_recipe(grid, place).settings())):
+            best = max(enumerate(same), key=lambda one: (grid.canaries and bool(one[1].canaries), one[1].suspect == suspects.get(group), one[0]))[1]
+            suspects.setdefault(group, best.suspect)
+            found.append(best.named(place))
+    return found
 
 
 def _data_and_settings(place: Place, settings: Mapping[str, Any]) -> str:

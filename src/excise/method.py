@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from importlib.util import find_spec
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from excise.errors import ConfigError, DataError
-from excise.settings import Settings
+from excise.settings import Settings, changed
 
 if TYPE_CHECKING:
     from excise.data import TextDataset
@@ -124,7 +125,16 @@ class Defense(Method):
     guards: ClassVar[bool] = False
     """Whether it puts a guard before the model, which no checkpoint can hold, in place of changing its weights."""
     tuning: ClassVar[tuple[Mapping[str, Any], ...]] = ()
-    """Other settings that are worth trying on canaries."""
+    """Other settings that are worth trying on canaries; a mapping changes settings of the method, or the like, that is the setting."""
+
+    def alternatives(self) -> list[Defense]:
+        """The method with each of the settings that are worth trying, but for those that it has already or that a method in it lacks."""
+        found: list[Defense] = []
+        for changes in self.tuning:
+            with suppress(TypeError):
+                if (other := changed(self, changes)) not in (self, *found):
+                    found.append(other)
+        return found
 
     @abstractmethod
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:

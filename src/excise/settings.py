@@ -10,7 +10,7 @@ import annotated_types
 
 from excise.errors import ConfigError, nearest
 
-__all__ = ["Settings", "validate"]
+__all__ = ["Settings", "changed", "validate"]
 
 T = TypeVar("T")
 
@@ -74,6 +74,16 @@ def _in_words(rule: object) -> str:
         case annotated_types.MinLen(min_length=bound):
             return f"of length {bound} or more"
     return str(rule)
+
+
+def changed(settings: T, changes: Mapping[str, Any]) -> T:
+    """A copy with other values; a mapping changes the settings that stand in its place.
+
+    Raises:
+        TypeError: There is no such setting.
+    """
+    values = {name: changed(getattr(settings, name, None), value) if isinstance(value, Mapping) else value for name, value in changes.items()}
+    return dataclasses.replace(settings, **values)  # type: ignore[type-var]
 
 
 def validate(cls: type[T], fields: Mapping[str, Any], where: str) -> T:

@@ -157,7 +157,7 @@ def _check(options: Options, defense: Defense) -> None:
     check_needs(defense)
     if options.no_canaries and (options.canaries or options.tune):
         raise ConfigError("--no-canaries contradicts --canaries and --tune, which is done on them. Leave out one.")
-    if options.tune and not defense.tuning:
+    if options.tune and not defense.alternatives():
         raise ConfigError(f"{options.method} names no settings to tune. Leave out --tune, or take another method.")
 
 
@@ -205,7 +205,7 @@ def _on_canaries(defense: Defense, victim: Victim, clean: TextDataset, test: Tex
                 raise
             note(f"There is no estimate on canaries: {error}")
             return defense
-        others = [replace(defense, **settings) for settings in defense.tuning] if options.tune else []  # type: ignore[type-var]
+        others = defense.alternatives() if options.tune else []
         trials = try_all([defense, *others], planted, clean, test, seed=seed)
     story.trials = trial_rows(trials, victim.label_names)
     best: Any = trials[0].defense

@@ -38,10 +38,7 @@ class Treatment(Defense):
     """Scan for triggers and unlearn those that are found or near; repair without any where there are none (our own; no trigger knowledge)."""
 
     paper: ClassVar[Paper] = Paper(key="ibau2022", method="the order of parts is our own; see each part", code=None)
-    tuning = tuple(
-        {"unlearning": registry.build("defense", {"method": "unlearn", **other}, "unlearning")}
-        for other in ({"copies": 2}, {"training": {"epochs": 2, "learning_rate": 5e-5}})
-    )
+    tuning = ({"unlearning": {"copies": 2}}, {"unlearning": {"training": {"epochs": 2.0}}})
 
     triggers: tuple[str, ...] = ()
     """Triggers that a scan recovered before (--from-scan); with them, no scan is made."""
