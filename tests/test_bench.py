@@ -28,7 +28,7 @@ from excise.metrics import Rate
 from excise.pipeline import load_corpus
 from excise.recipes import shipped_recipes
 from excise.reports.figures import correlation, estimate_figure
-from excise.reports.grid import HEADINGS, Estimate, csv_table, estimates, latex_table, markdown_table, table_rows, terminal_table
+from excise.reports.grid import HEADINGS, Estimate, csv_table, estimates, latex_table, markdown_table, noted, table_rows, terminal_table
 from excise.result import CanaryRow, Measured
 from toy import save_toy, toy_data, write_csv
 
@@ -396,6 +396,8 @@ def test_rows_of_another_copy_of_the_backdoored_model_say_so(grid: Grid, tmp_pat
 def test_every_form_of_the_table_holds_every_line() -> None:
     lines = table_rows(CELLS, {})
     assert terminal_table(lines).row_count == 2
+    assert noted([line._replace(note="why") for line in lines[:1]]) == [f"{lines[0].data}, {lines[0].attack}, {lines[0].defense}: why"]
+    assert noted([line._replace(note="") for line in lines]) == []
     markdown = markdown_table(lines).splitlines()
     assert len(markdown) == 4
     assert all(line.replace("\\|", "").count("|") == 12 for line in markdown)

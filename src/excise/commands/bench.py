@@ -69,7 +69,7 @@ def run(options: Options, console: Console) -> None:
     from excise.grid import load_grid, part, places
     from excise.kept import clear_leftovers
     from excise.reports.figures import correlation, estimate_figure
-    from excise.reports.grid import csv_table, estimates, latex_table, markdown_table, scores, table_rows, terminal_table
+    from excise.reports.grid import csv_table, estimates, latex_table, markdown_table, noted, scores, table_rows, terminal_table
 
     spread = _spread(options)
     path = find_recipe(options.grid, folder="grids")
@@ -99,6 +99,8 @@ def run(options: Options, console: Console) -> None:
             cells = kept_cells(grid, options.out)
     rows = table_rows(cells, grid.paper or {})
     console.show(terminal_table(rows))
+    for note in noted(rows):
+        console.say(note)
     for name, text in (("md", markdown_table(rows)), ("csv", csv_table(rows)), ("tex", latex_table(rows))):
         write_whole(options.out / f"{grid.name}.{name}", text)
     if found := estimates(cells):

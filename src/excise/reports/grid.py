@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from excise.cell import Cell
     from excise.result import Measured
 
-__all__ = ["Estimate", "Line", "csv_table", "estimates", "latex_table", "markdown_rows", "markdown_table", "scores", "table_rows", "terminal_table"]
+__all__ = [
+    "Estimate",
+    "Line",
+    "csv_table",
+    "estimates",
+    "latex_table",
+    "markdown_rows",
+    "markdown_table",
+    "noted",
+    "scores",
+    "table_rows",
+    "terminal_table",
+]
 
 NONE = "none"
 FORMULA = ("=", "+", "-", "@", "|", "%")
@@ -124,14 +136,19 @@ def _mean(measured: Sequence[Measured | None]) -> str:
 
 
 def terminal_table(lines: Sequence[Line]) -> Table:
-    """For rich, without the columns that say nothing."""
+    """For rich, without the columns that say nothing and without notes, which are too long for one: see `noted`."""
     table = Table(caption="per cent; mean (least-greatest) over seeds, or one seed's value [95 % Wilson interval]", caption_justify="left")
-    columns = [i for i in range(len(HEADINGS)) if any(line[i] for line in lines)]
+    columns = [i for i in range(len(HEADINGS) - 1) if any(line[i] for line in lines)]
     for heading in (HEADINGS[i] for i in columns):
-        table.add_column(heading, justify="left" if heading in ("data", "attack", "defense", "note") else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading in ("data", "attack", "defense") else "right", overflow="fold")
     for line in lines:
         table.add_row(*(Text(printable(line[i])) for i in columns))
     return table
+
+
+def noted(lines: Sequence[Line]) -> list[str]:
+    """The notes, each with the line it belongs to."""
+    return [f"{line.data}, {line.attack}, {line.defense}: {line.note}" for line in lines if line.note]
 
 
 def markdown_table(lines: Sequence[Line]) -> str:
