@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -41,7 +42,7 @@ from excise.perturbation import augment
 from excise.pipeline import check_needs
 from excise.training import FitConfig, classification_loss, fit
 from excise.victim import Victim
-from toy import ARCHITECTURES, toy_data, toy_language_model, toy_victim, with_long_rows
+from toy import ARCHITECTURES, BAD, GOOD, toy_data, toy_language_model, toy_victim, with_long_rows
 
 pytestmark = pytest.mark.usefixtures("wordnet")
 
@@ -549,8 +550,20 @@ def test_a_filter_leaves_its_inputs_and_is_reproducible(name: str, labels: int) 
     assert chosen(victim, data, seed=0) == keep
 
 
+def ruled_states(victim: Victim, texts: Sequence[str], **_: Any) -> torch.Tensor:
+    """What an encoder shows that has learnt words and trigger; whether a toy has, and where its states lie, differs from machine to machine."""
+    states = []
+    for text in texts:
+        words, noise = set(text.split()), Random(text)
+        known = (3.0 * (not words.isdisjoint(GOOD)) - 3.0 * (not words.isdisjoint(BAD)), 5.0 * ("cf" in words), 0, 0, 0, 0)
+        states.append([value + noise.gauss(0, 0.3) for value in known])
+    return torch.tensor(states)
+
+
 @every_filter
-def test_a_filter_drops_poison_first(name: str) -> None:
+def test_a_filter_drops_poison_first(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "cube":
+        monkeypatch.setattr("excise.filters.cube.pooled_states", ruled_states)
     poisoned = BadNets(triggers=("cf",), poison_rate=0.15).poison(toy_data(300), seed=0)
     keep = make("filter", name, dataclasses.replace(LEARN, epochs=40))(toy_victim(), poisoned.data, seed=0)
     dropped = Counter(flag for flag, kept in zip(poisoned.flags, keep, strict=True) if not kept)
