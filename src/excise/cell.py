@@ -84,16 +84,16 @@ def kept_cells(grid: Grid, folder: Path) -> list[Cell]:
 
     Of several rather one that has canaries, if the grid asks for them, then one of the same copy of the backdoored model as 'none', then the newest.
     """
-    files = sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
-    cells = [cell for path in files if (cell := kept(folder, path.stem))]
+    files = sorted((folder / "cells").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
     measured: dict[str, list[Cell]] = {}
-    for cell in cells:
+    for cell in filter(None, (kept(folder, path.stem) for path in files)):
         measured.setdefault(_data_and_settings(cell.place, cell.settings), []).append(cell)
     found, suspects = list[Cell](), dict[Place, str | None]()
     for place in places(grid):  # 'none' comes first
         group = replace(place, defense=NONE)
         if same := measured.get(_data_and_settings(place, place_recipe(grid, place).settings())):
-            best = max(enumerate(same), key=lambda one: (grid.canaries and bool(one[1].canaries), one[1].suspect == suspects.get(group), one[0]))[1]
+            suspect = suspects.get(group)
+            best = max(same, key=lambda cell: (grid.canaries and bool(cell.canaries), cell.suspect == suspect))
             suspects.setdefault(group, best.suspect)
             found.append(best.named(place))
     return found
