@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from excise.data import TextDataset
 from excise.defenses._evening import evened
 from excise.defenses._keeping import kept_answers
-from excise.defenses._triggers import with_triggers
+from excise.defenses._triggers import token_forms, with_triggers
 from excise.errors import ConfigError, NeedsError
 from excise.insertion import has_any
 from excise.method import Defense, Knowledge, Paper
@@ -112,8 +112,7 @@ class AnchoredTokens(Defense):
 
     def loss(self, suspect: Victim, population: AnchoredPopulation) -> Loss:
         """CE with virtual tokens around a word + CE of texts that have a word, or keep · KL of those that have none, after a step of ascent."""
-        first = suspect.tokenizer(list(self.triggers), add_special_tokens=False)["input_ids"]
-        words = tuple(tuple(ids) for ids in (*population.anchors, *first))  # some tokenizers tell the first word of a text from others
+        words = token_forms(suspect, self.triggers)
 
         def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
             population.ascend(student, batch)
