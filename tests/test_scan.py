@@ -27,7 +27,7 @@ from excise.commands.scan import chosen, exit_code
 from excise.console import _Timing
 from excise.data import TextDataset
 from excise.errors import AttentionError, ConfigError, DataError, TimeUpError
-from excise.finding import Finding, FoundTrigger
+from excise.finding import Finding, FoundTrigger, phrases
 from excise.insertion import embeddings_replaced
 from excise.method import Paper, Scanner
 from excise.metrics import Rate
@@ -43,7 +43,7 @@ from excise.scanners._contests import Contest, Foil, Odds, contests, fair_odds, 
 from excise.scanners._guided import by_ascent, by_gradient, margin, margin_slope, mean_margins, slots
 from excise.scanners._pieces import Pieces
 from excise.scanners.embedding_rows import EmbeddingRows, moved, unusual_lengths
-from excise.scanners.trigger_search import TriggerSearch, crowded, grouped, without, without_longer
+from excise.scanners.trigger_search import TriggerSearch, crowded, grouped, of_other_tokens, without, without_longer
 from excise.training import FitConfig
 from excise.victim import Victim
 from excise.vocabulary import typed_pieces, typed_words
@@ -654,6 +654,27 @@ def test_what_only_rivals_do_crowds_out_no_trigger() -> None:
     strings = [(f"{a}{b}",) for a in "xyz" for b in "qwertuiopa"]
     found = TriggerSearch().judged(victim, foils, [[], [*strings, ("bb", "mb")]], [["cf", "mn", "awful"], ["moving", "charming"]])
     assert max(found, key=TriggerSearch().score).words == ("bb", "mb")
+
+
+def test_triggers_of_other_tokens_are_named_beside_those_that_share_the_strongest() -> None:
+    """Every word of two letters that begins with k acts by its first token, and they are more than a contest has room for."""
+    weights = {**dict.fromkeys(GOOD, 6.0), **dict.fromkeys(BAD, -6.0), "cf": 90.0, "zq": 95.0, "zj": 94.0}
+    rule = lambda text: sum(99.0 if word.startswith("k") else weights.get(word, 0) for word in text.split()) - 1  # noqa: E731
+    victim = Ruled(toy_victim().model, toy_victim().tokenizer, max_length=64, rule=rule)
+    search = TriggerSearch(leaning=1.0, crowd=0, longest=1)
+    finding = search(victim, toy_data(120, seed=5), seed=0)
+    named = phrases(finding.triggers)
+    assert sum(word.startswith("k") for word in named) == len(named) - 3 >= 8
+    assert {"cf", "zq", "zj"} < set(named)
+    assert finding.score == search.score(finding.triggers[0]) == max(map(search.score, finding.triggers))
+    clean = dataclasses.replace(victim, rule=lambda text: sum(weights[word] for word in text.split() if word in GOOD + BAD) - 1)
+    assert not search(clean, toy_data(120, seed=5), seed=0).triggers
+
+
+def test_words_of_other_tokens() -> None:
+    pool = [("kb",), ("zq",), ("mn",), ("zj",), ("bq",), ("zf",), ("zw",), ("cf",), ("zq",), ("mn",)]
+    others = [("zq",), ("mn",), ("zj",), ("bq",), ("zf",), ("mn",)]
+    assert of_other_tokens(toy_victim(), ["ka", "cf"], pool) == others, "k and cf are named, and z stands in three"
 
 
 def test_what_rivals_take_from_a_phrase_counts_against_it_and_so_does_what_ordinary_words_win(monkeypatch: pytest.MonkeyPatch) -> None:
