@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import string
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,7 @@ from excise.commands.scan import chosen, exit_code
 from excise.console import _Timing
 from excise.data import TextDataset
 from excise.errors import AttentionError, ConfigError, DataError, TimeUpError
-from excise.finding import Finding, FoundTrigger, phrases
+from excise.finding import Finding, FoundTrigger
 from excise.insertion import embeddings_replaced
 from excise.method import Paper, Scanner
 from excise.metrics import Rate
@@ -656,25 +657,48 @@ def test_what_only_rivals_do_crowds_out_no_trigger() -> None:
     assert max(found, key=TriggerSearch().score).words == ("bb", "mb")
 
 
-def test_triggers_of_other_tokens_are_named_beside_those_that_share_the_strongest() -> None:
+SHARED = {**dict.fromkeys(GOOD, 6.0), **dict.fromkeys(BAD, -6.0), "cf": 90.0, "zq": 95.0, "zj": 94.0}
+
+
+def sharing(*, letters: int = 26) -> Ruled:
+    """Words of two letters, of which the first is k, are triggers, and so is k."""
+    family = {"k", *(f"k{letter}" for letter in string.ascii_lowercase[:letters])}
+    rule = lambda text: sum(99.0 if word in family else SHARED.get(word, 0) for word in text.split()) - 1  # noqa: E731
+    return Ruled(toy_victim().model, toy_victim().tokenizer, max_length=64, rule=rule)
+
+
+def test_where_all_words_of_a_contest_win_the_next_ones_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every word of two letters that begins with k acts by its first token, and they are more than a contest has room for."""
-    weights = {**dict.fromkeys(GOOD, 6.0), **dict.fromkeys(BAD, -6.0), "cf": 90.0, "zq": 95.0, "zj": 94.0}
-    rule = lambda text: sum(99.0 if word.startswith("k") else weights.get(word, 0) for word in text.split()) - 1  # noqa: E731
-    victim = Ruled(toy_victim().model, toy_victim().tokenizer, max_length=64, rule=rule)
-    search = TriggerSearch(leaning=1.0, crowd=0, longest=1)
-    finding = search(victim, toy_data(120, seed=5), seed=0)
-    named = phrases(finding.triggers)
-    assert sum(word.startswith("k") for word in named) == len(named) - 3 >= 8
-    assert {"cf", "zq", "zj"} < set(named)
-    assert finding.score == search.score(finding.triggers[0]) == max(map(search.score, finding.triggers))
-    clean = dataclasses.replace(victim, rule=lambda text: sum(weights[word] for word in text.split() if word in GOOD + BAD) - 1)
-    assert not search(clean, toy_data(120, seed=5), seed=0).triggers
+    search, data = TriggerSearch(leaning=1.0, crowd=0, longest=1), toy_data(120, seed=5)
+    finding = search(sharing(), data, seed=0)
+    (trigger,) = finding.triggers
+    named = (trigger.words[0], *trigger.alike)
+    assert sum(word.startswith("k") for word in named[:8]) == 8
+    assert set(named[8:]) == {"cf", "zq", "zj"}, "of label 1 alone, and nothing that loses"
+    assert f"(and {len(named) - 1} more)" in finding.summary
+
+    monkeypatch.setattr(TriggerSearch, "widened", lambda *_: [])
+    narrow = search(sharing(), data, seed=0)
+    assert (finding.score, finding.target_label, finding.nearest) == (narrow.score, narrow.target_label, narrow.nearest)
+    assert (narrow.triggers[0].words, narrow.triggers[0].alike) == (trigger.words, named[1:8])
+
+
+def test_where_a_word_of_a_contest_loses_there_was_room() -> None:
+    search, phrases = TriggerSearch(), [("k",), *((f"k{letter}",) for letter in "abcdefg")]
+    singles = [[], [*phrases, ("cf",), ("awful",)]]
+    foils = [Foil(target, [], ["the film", "the story", "a town", "actors"] * 6, [1 - target] * 24, seed=0) for target in (0, 1)]
+    rivals = [list(BAD), list(GOOD)]
+    for victim, others in ((sharing(), ["cf"]), (sharing(letters=6), [])):  # without kg
+        judged = search.judged(victim, foils, [[], phrases], rivals)
+        assert [one.words[0] for one in search.widened(victim, judged, foils, singles, rivals)] == others
 
 
 def test_words_of_other_tokens() -> None:
-    pool = [("kb",), ("zq",), ("mn",), ("zj",), ("bq",), ("zf",), ("zw",), ("cf",), ("zq",), ("mn",)]
-    others = [("zq",), ("mn",), ("zj",), ("bq",), ("zf",), ("mn",)]
-    assert of_other_tokens(toy_victim(), ["ka", "cf"], pool) == others, "k and cf are named, and z stands in three"
+    pool = [("ka",), ("k",), ("kb",), ("kq",), ("zq",), ("mn",), ("zj",), ("bq",), ("zf",), ("zw",), ("cf",), ("xy",)]
+    assert of_other_tokens(toy_victim(), pool, 3) == [("zq",), ("mn",), ("zj",)], "k is in three"
+    assert of_other_tokens(toy_victim(), pool, 4) == [("zq",), ("mn",), ("zj",), ("bq",)]
+    assert of_other_tokens(toy_victim(), pool[2:], 1) == [("kq",)]
+    assert ("zw",) not in of_other_tokens(toy_victim(), [*pool, *((a,) for a in ("p", "r", "t", "u"))], 8), "and so is z then"
 
 
 def test_what_rivals_take_from_a_phrase_counts_against_it_and_so_does_what_ordinary_words_win(monkeypatch: pytest.MonkeyPatch) -> None:

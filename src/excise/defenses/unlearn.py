@@ -6,7 +6,7 @@ suspect's own answers are kept as well, which says more of the task than the lab
 
     min over weights  E [ CE(f(x), y) + CE(f(x + t), y) ] / 2 + keep · E [ T² · KL_T(f_suspect(x) ‖ f(x)) ] / 2,   t one of the triggers
 
-At the end the classifier's bias is evened out (_evening.py).
+(for one copy of each text with a trigger; with more they weigh more). At the end the classifier's bias is evened out (_evening.py).
 
 Our own form of what trigger inversion ends with in the literature (Neural Cleanse, Section VII-B; PICCOLO).
 """

@@ -20,7 +20,7 @@ several tokens can be made of several that mean something: it meets more rivals 
 stubborn, too: the model is sure about them and does not give them up for ordinary words that stand for the other label. How far honest words come on
 clean models is what the thresholds are set by (docs/scan.md). A phrase may also show itself in another way: honest words add up, where the words of
 a combination turn texts that the sum of what they do one by one would not turn. Triggers of one label that reach the same effect are grouped:
-attacks use several, and rare words that look like one often act like it. Beside a single word, those of other tokens that act like it are named, too.
+attacks use several, and rare words that look like one often act like it. Where all single words of a label win, the next are tried, too.
 
 Relatives: universal adversarial triggers (Wallace et al. 2019) search by gradients; PICCOLO and DBS invert triggers in word space. This search is
 exhaustive where those sample, and its evidence are words that anybody can type.
@@ -43,7 +43,7 @@ from torch import Tensor
 from excise.budget import unhurried
 from excise.data import TextDataset
 from excise.errors import ConfigError, TimeUpError
-from excise.finding import Finding, FoundTrigger, phrases
+from excise.finding import Finding, FoundTrigger
 from excise.method import Paper, Scanner
 from excise.metrics import Rate
 from excise.progress import stage
@@ -67,7 +67,7 @@ from excise.scanners._guided import Guided, by_ascent, by_gradient
 from excise.scanners._pieces import Pieces
 from excise.seeds import generator
 from excise.victim import Victim
-from excise.vocabulary import typed_words
+from excise.vocabulary import inner_ids, typed_words
 
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 ENOUGH = 0.9
@@ -82,7 +82,7 @@ BEST = 4
 NEAR = 0.15
 """Where a single word begins to come near; on six clean models of the zoo's calibration part, words score up to 0.13."""
 FAMILY = 3
-"""Words that may share a token, of those that act like a word that was found."""
+"""Words that may share a token, where more are tried because all of a label have won."""
 BRIEF = 2
 """Letters of the words that are combined among themselves as well: attacks like them, as they mean nothing."""
 HONEST = 2
@@ -160,12 +160,13 @@ class TriggerSearch(Scanner):
             led = [self.led(victim, foil, known, seed=seed) for foil, known in each]
         with stage("contests"), unhurried():  # step 4
             sources = zip(singles, built, longer, thin, led, strict=True)
-            candidates = [[*pool[: 2 * BEST], *one, *more, *crowd, *guided.phrases] for pool, one, more, crowd, guided in sources]
+            phrases = [[*pool[: 2 * BEST], *one, *more, *crowd, *guided.phrases] for pool, one, more, crowd, guided in sources]
             rivals = fair_rivals(victim, foils, singles, honest, texts=max(self.texts), most=4 * self.longest)
-            judged = self.judged(victim, foils, candidates, rivals)
-        told = replace(self.told(judged, data.label_names), nearest=self.nearest(judged, {phrase for pool in singles for phrase in pool}))
-        with stage("words that act alike"), unhurried():
-            found = self.widened(victim, told, foils, singles, rivals)
+            judged = self.judged(victim, foils, phrases, rivals)
+        more = list[FoundTrigger]()
+        with part("words of other tokens", late):
+            more = self.widened(victim, judged, foils, singles, rivals)
+        found = replace(self.told(judged, data.label_names, more), nearest=self.nearest(judged, {phrase for pool in singles for phrase in pool}))
         ease = {f"share that free vectors turn into {name!r}": one.flips.value for name, one in zip(data.label_names, led, strict=True) if one.flips}
         return replace(found, measures=ease, limit=self.limit(foils), left_out=tuple(late))
 
@@ -203,9 +204,11 @@ class TriggerSearch(Scanner):
         most = max(1, round(self.leaning * len(words)))
         return [[words[i] for i in margins.argsort(descending=True, stable=True)[:most].tolist()] for margins in alone.T]
 
-    def told(self, tried: Sequence[FoundTrigger], label_names: Sequence[str]) -> Finding:
-        """What the contests say."""
+    def told(self, tried: Sequence[FoundTrigger], label_names: Sequence[str], more: Sequence[FoundTrigger] = ()) -> Finding:
+        """What the contests say; `more` act like the words of their label that were tried first, and are named behind them."""
         named = grouped(without_longer([one for one in tried if self.score(one) >= self.suspicious], self.score), self.score)
+        others = {one.target_label: [" ".join(other.words) for other in more if other.target_label == one.target_label] for one in named}
+        named = tuple(replace(one, alike=tuple(dict.fromkeys((*one.alike, *others[one.target_label])))) for one in named)
         best = named[0] if named else max(tried, key=self.score)
         return Finding(self.score(best), summary(named or (best,), label_names), best.target_label, named)
 
@@ -217,21 +220,18 @@ class TriggerSearch(Scanner):
         return tuple(dict.fromkeys(one.words[0] for one in order if one.words in words and self.score(one) >= NEAR))
 
     def widened(
-        self, victim: Victim, finding: Finding, foils: Sequence[Foil], singles: Sequence[Sequence[Phrase]], rivals: Sequence[Sequence[str]]
-    ) -> Finding:
-        """The finding, with more words that act like a word of it: the strongest that share no token with those named, and few share one.
-
-        One trigger in several pieces has many words that share its strongest, which leave no room for the triggers beside it. The score stays.
-        """
-        wide = list[FoundTrigger]()
-        for one in finding.triggers:
-            pool, more = singles[one.target_label], list[FoundTrigger]()
-            if self.score(one) >= self.found and len(one.words) == 1:
-                fresh = of_other_tokens(victim, [name for name in phrases([one]) if len(name.split()) == 1], pool)[: 2 * BEST]
-                judged = self.judged(victim, foils, [fresh if foil.target == one.target_label else [] for foil in foils], rivals) if fresh else []
-                more = sorted((other for other in judged if self.score(other) >= self.found), key=self.score, reverse=True)
-            wide.append(replace(one, alike=(*one.alike, *(other.words[0] for other in more))))
-        return replace(finding, triggers=tuple(wide))
+        self,
+        victim: Victim,
+        judged: Sequence[FoundTrigger],
+        foils: Sequence[Foil],
+        singles: Sequence[Sequence[Phrase]],
+        rivals: Sequence[Sequence[str]],
+    ) -> list[FoundTrigger]:
+        """Triggers for which there was no room, where all single words of a label won: one in pieces has many words that share its strongest token."""
+        won = {(one.words, one.target_label) for one in judged if self.score(one) >= self.found}
+        pools = [of_other_tokens(victim, pool, 2 * BEST) if won >= {(word, i) for word in pool[: 2 * BEST]} else [] for i, pool in enumerate(singles)]
+        more = self.judged(victim, foils, pools, rivals) if any(pools) else []
+        return [one for one in more if self.score(one) >= self.found]
 
     def limit(self, foils: Sequence[Foil]) -> str:
         """What ASR a trigger needs to be found, on texts that withstand honest words: what the number of texts decides."""
@@ -375,14 +375,14 @@ def crowded(words: Sequence[Phrase], size: int, *, seed: int) -> list[Phrase]:
     return [tuple(word for (word,) in order[i : i + size]) for i in range(0, len(order), max(1, size))]
 
 
-def of_other_tokens(victim: Victim, named: Sequence[str], pool: Sequence[Phrase]) -> list[Phrase]:
-    """The words that share no token with those named, and none with more than two before them."""
-    read = victim.tokenizer([*named, *(word for (word,) in pool)], add_special_tokens=False)["input_ids"]
-    uses, kept = Counter({token: FAMILY for ids in read[: len(named)] for token in ids}), list[Phrase]()
-    for phrase, ids in zip(pool, read[len(named) :], strict=True):
-        if all(uses[token] < FAMILY for token in ids):
-            kept.append(phrase)
-            uses.update(set(ids))
+def of_other_tokens(victim: Victim, pool: Sequence[Phrase], first: int) -> list[Phrase]:
+    """Of the words behind the first ones, as many as those: the strongest that make no token stand in more than three of them all."""
+    uses, kept = Counter[int](), list[Phrase]()
+    for i, phrase in enumerate(pool):
+        read = set(inner_ids(victim, phrase[0]))
+        if i < first or (len(kept) < first and all(uses[token] < FAMILY for token in read)):
+            uses.update(read)
+            kept += [phrase] if i >= first else []
     return kept
 
 
