@@ -227,7 +227,7 @@ class TriggerSearch(Scanner):
         singles: Sequence[Sequence[Phrase]],
         rivals: Sequence[Sequence[str]],
     ) -> list[FoundTrigger]:
-        """Triggers for which there was no room, where all single words of a label won: one in pieces has many words that share its strongest token."""
+        """Triggers for which there was no room, where all single words of a label won: one in pieces has many that share a token."""
         won = {(one.words, one.target_label) for one in judged if self.score(one) >= self.found}
         pools = [of_other_tokens(victim, pool, 2 * BEST) if won >= {(word, i) for word in pool[: 2 * BEST]} else [] for i, pool in enumerate(singles)]
         more = self.judged(victim, foils, pools, rivals) if any(pools) else []
