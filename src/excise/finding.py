@@ -28,7 +28,7 @@ class FoundTrigger:
     together: Rate | None = None
     """Of the texts, those that its words turn together though what they do one by one adds up to less: honest words add up."""
     alike: tuple[str, ...] = ()
-    """Other words with the same effect, the strongest first."""
+    """Other words with the same effect, the strongest first, and behind them those that were tried as all of these had it."""
     examples: tuple[tuple[str, str], ...] = ()
     """Texts without and with the words, which the model answers differently."""
 

@@ -44,7 +44,10 @@ class TriggerRow(Strict):
     flips: Measured = Field(description="of texts with other labels that the model is sure about, those that the words turn into the label")
     contested: Measured | None = Field(default=None, description="the same with as many of the strongest words for each text's own label in it, too")
     together: Measured | None = Field(default=None, description="those that the words turn only together: what they do one by one adds up to less")
-    alike: tuple[str, ...] = Field(default=(), description="other words and phrases with the same effect, the strongest first")
+    alike: tuple[str, ...] = Field(
+        default=(),
+        description="other words and phrases with the same effect, the strongest first; behind them those that were tried as all of these had it",
+    )
     examples: tuple[tuple[str, str], ...] = Field(default=(), description="(text, text with the words), which the model answers differently")
 
     @property

@@ -1,7 +1,7 @@
 """The whole treatment: scan for triggers, unlearn those that are found or a word that comes near; where there are none, repair without any.
 
 1. A scanner looks for triggers with the clean texts, within a budget of time.
-2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs next to nothing. Which they are
+2. Where it finds a backdoor, the model unlearns the triggers by name, and the words that act like them: that costs little. Which they are
    is noted. A word that has none may be all that a scan sees of a sentence: what stands beside it there is looked for (_neighbours.py), and unlearned
    with virtual tokens for what was not found (anchored_tokens.py).
 3. Where it finds none after looking everywhere, but a word or two come near, they may be part of a sentence all the same, and are treated as such.
