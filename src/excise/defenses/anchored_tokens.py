@@ -20,7 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float
 from torch import Tensor
@@ -28,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from excise.data import TextDataset
 from excise.defenses._evening import evened
-from excise.defenses._keeping import kept_answers
+from excise.defenses._keeping import kept_where
 from excise.defenses._triggers import token_forms, with_triggers
 from excise.errors import ConfigError, NeedsError
 from excise.insertion import has_any
@@ -117,12 +116,9 @@ class AnchoredTokens(Defense):
         def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
             population.ascend(student, batch)
             with_tokens, without = population.answers(student, batch)
-            with torch.no_grad():
-                wanted = suspect.model(**batch.inputs).logits.float()
             has_word = has_any(batch.inputs["input_ids"], words)
-            share = has_word.float().mean()
-            learnt = share * cross_entropy(without[has_word], batch.labels[has_word]) if has_word.any() else 0.0
-            kept = (1 - share) * kept_answers(wanted[~has_word], without[~has_word], temperature=self.temperature) if not has_word.all() else 0.0
+            learnt = has_word.float().mean() * cross_entropy(without[has_word], batch.labels[has_word]) if has_word.any() else 0.0
+            kept = kept_where(~has_word, suspect, batch, without, temperature=self.temperature)
             return cross_entropy(with_tokens, batch.labels) + learnt + self.keep * kept
 
         return loss

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float
 from torch import Tensor
@@ -24,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from excise.data import TextDataset
 from excise.defenses._evening import evened
-from excise.defenses._keeping import kept_answers
+from excise.defenses._keeping import kept_where
 from excise.defenses._triggers import token_forms, with_triggers
 from excise.errors import ConfigError, NeedsError
 from excise.insertion import has_any
@@ -78,11 +77,9 @@ class Unlearn(Defense):
         def loss(student: Victim, batch: Batch) -> Float[Tensor, ""]:
             given = student.model(**batch.inputs).logits.float()
             learnt = cross_entropy(given, batch.labels)
-            clean = ~has_any(batch.inputs["input_ids"], triggers)
-            if not self.keep or not clean.any():
+            if not self.keep:
                 return learnt
-            with torch.no_grad():
-                wanted = suspect.model(**{name: values[clean] for name, values in batch.inputs.items()}).logits.float()
-            return learnt + self.keep * clean.float().mean() * kept_answers(wanted, given[clean], temperature=self.temperature)
+            clean = ~has_any(batch.inputs["input_ids"], triggers)
+            return learnt + self.keep * kept_where(clean, suspect, batch, given, temperature=self.temperature)
 
         return loss
