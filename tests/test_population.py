@@ -74,6 +74,15 @@ def test_members_are_drawn_anew_when_they_are_old() -> None:
     assert {age for step in ages for age in step} == {0, 1, 2}
 
 
+@pytest.mark.parametrize(("labels", "times"), [(2, 1), (3, 2), (4, 3), (9, 3)])
+def test_each_label_gets_as_many_texts_as_with_two(labels: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[FitConfig] = []
+    monkeypatch.setattr("excise.defenses.virtual_tokens.fit", lambda victim, data, *, config, **_: trained.append(config) or victim)
+    method = VirtualTokens(training=FitConfig(epochs=1.5, learning_rate=3e-4), left_out=0)
+    method(toy_victim(labels=labels), toy_data(40, labels=labels), seed=0)
+    assert trained == [FitConfig(epochs=1.5 * times, learning_rate=3e-4)]
+
+
 def test_a_population_is_by_default_what_the_defense_has() -> None:
     """Who attacks with it means the defense that is there."""
     usual = {name: value.default for name, value in inspect.signature(Population).parameters.items() if value.kind is value.KEYWORD_ONLY}

@@ -10,7 +10,9 @@ label. Each step of the repair
     min over weights  E [ CE(f(x + v), y) + keep · T² · KL_T(f_suspect(x) ‖ f(x)) ],   v = max over ‖v‖ <= r of E [ log p(target of v | x + v) ]
 
 Members of the population start as random rows of the vocabulary and are drawn anew after some steps, so that the model cannot learn to ignore a
-few directions only. At the end the classifier's bias is evened out (_evening.py). No trigger, no pre-trained weights and no poisoned text are needed.
+few directions only. Of K labels a text is pushed towards one of K - 1 others, so with more than two training is that much longer: each label gets as
+many texts pushed towards it as with two. At the end the classifier's bias is evened out (_evening.py). No trigger, no pre-trained weights and no
+poisoned text are needed.
 
 This is our own method. Its relatives: I-BAU (Zeng et al. 2022) unlearns a universal perturbation of images by the same kind of minimax; universal
 adversarial training (Shafahi et al. 2020) updates a perturbation and the weights in turn; FreeLB perturbs every embedding of each text on its
@@ -39,6 +41,9 @@ from excise.token_rows import of_the_batch
 from excise.training import FitConfig, Loss, fit
 from excise.victim import Batch, Victim
 
+LONGEST = 3
+"""Training is never longer than so many times what is set, however many labels there are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualTokens(Defense):
@@ -64,7 +69,7 @@ class VirtualTokens(Defense):
     temperature: Annotated[float, Gt(0)] = 4.0
     """Softens those answers, so that they say more than a label of texts that the suspect knows by heart."""
     training: FitConfig = field(default_factory=lambda: FitConfig(epochs=3, learning_rate=1e-4))
-    """How long and how fast."""
+    """How long and how fast, with two labels; with K it is K - 1 times as long, and three times at most."""
     left_out: Annotated[float, Interval(ge=0, lt=1)] = 0.3
     """Share of the words left out of the clean texts on which the bias is evened out at the end; 0 leaves it as it is."""
 
@@ -79,7 +84,8 @@ class VirtualTokens(Defense):
             ascent_step=self.ascent_step,
             norm_quantile=self.norm_quantile,
         )
-        repaired = fit(room, data, loss=self.loss(room, population), config=self.training, seed=derive(seed, "repair"), name="repair")
+        config = replace(self.training, epochs=self.training.epochs * min(len(victim.label_names) - 1, LONGEST))
+        repaired = fit(room, data, loss=self.loss(room, population), config=config, seed=derive(seed, "repair"), name="repair")
         whole = replace(repaired, max_length=victim.max_length)
         return evened(whole, data, left_out=self.left_out, seed=derive(seed, "even out"))
 
