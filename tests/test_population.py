@@ -74,13 +74,25 @@ def test_members_are_drawn_anew_when_they_are_old() -> None:
     assert {age for step in ages for age in step} == {0, 1, 2}
 
 
-@pytest.mark.parametrize(("labels", "times"), [(2, 1), (3, 2), (4, 3), (9, 3)])
-def test_each_label_gets_as_many_texts_as_with_two(labels: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("labels", "times"), [(2, 1), (3, 2), (4, 2), (9, 2)])
+def test_training_is_twice_as_long_with_more_than_two_labels(labels: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[FitConfig] = []
     monkeypatch.setattr("excise.defenses.virtual_tokens.fit", lambda victim, data, *, config, **_: trained.append(config) or victim)
     method = VirtualTokens(training=FitConfig(epochs=1.5, learning_rate=3e-4), left_out=0)
     method(toy_victim(labels=labels), toy_data(40, labels=labels), seed=0)
     assert trained == [FitConfig(epochs=1.5 * times, learning_rate=3e-4)]
+
+
+def test_a_share_of_the_way_lies_between_the_suspect_and_the_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    suspect, trained, data = toy_victim(seed=0), toy_victim(seed=1), toy_data(20)
+    before = {name: value.clone() for name, value in suspect.model.state_dict().items()}
+    monkeypatch.setattr("excise.defenses.virtual_tokens.fit", lambda *_, **__: trained)
+    reached = {share: VirtualTokens(share=share, left_out=0)(suspect, data, seed=0).model.state_dict() for share in (0.25, 1.0)}
+    for name, first in before.items():
+        end = trained.model.state_dict()[name]
+        assert torch.equal(suspect.model.state_dict()[name], first)
+        assert torch.equal(reached[1.0][name], end)
+        assert torch.allclose(reached[0.25][name], 0.75 * first + 0.25 * end, atol=1e-6)
 
 
 def test_a_population_is_by_default_what_the_defense_has() -> None:

@@ -109,12 +109,35 @@ def test_one_or_two_words_that_come_near_are_unlearned_as_parts_of_a_sentence(
     monkeypatch.setattr(AnchoredTokens, "__call__", lambda self, victim, data, *, seed: given.append(self) or victim)
     notes: list[str] = []
     with noting(notes):
-        Treatment(scanner=Told(), neighbours=neighbours, repair=CFT(training=HARDLY))(backdoored, CLEAN, seed=0)
+        method = Treatment(scanner=Told(), neighbours=neighbours, repair=CFT(training=HARDLY), precaution=CFT(training=HARDLY))
+        method(backdoored, CLEAN, seed=0)
     phrases = tuple(f"{word} {i}" for word in taken for i in range(2 // len(taken)))
     assert given == ([AnchoredTokens(triggers=taken, phrases=phrases)] if taken else [])
     assert (NONE in notes) != bool(taken)
     told = f"The scan names no trigger; what comes near may be part of a sentence, and is unlearned as that: {', '.join(taken)}."
     assert (told in notes) == bool(taken)
+
+
+@pytest.mark.parametrize(
+    ("score", "left_out", "share"),
+    [(0.1, (), 0.8), (TriggerSearch.suspicious, (), 1.0), (0.1, ("crowds",), 1.0)],
+    ids=["nothing suspected", "something suspected", "not looked everywhere"],
+)
+def test_the_treatment_goes_all_the_way_unless_a_scan_looked_everywhere_and_suspects_nothing(
+    score: float, left_out: tuple[str, ...], share: float, backdoored: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[VirtualTokens] = []
+    monkeypatch.setattr(Told, "__call__", lambda *_, seed: Finding(score, "", left_out=left_out))
+    monkeypatch.setattr(VirtualTokens, "__call__", lambda self, victim, data, *, seed: done.append(self) or victim)
+    Treatment(scanner=Told())(backdoored, CLEAN, seed=0)
+    assert done == [VirtualTokens(share=share)]
+
+
+def test_the_treatment_goes_all_the_way_where_no_scan_could_be_made(backdoored: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[VirtualTokens] = []
+    monkeypatch.setattr(VirtualTokens, "__call__", lambda self, victim, data, *, seed: done.append(self) or victim)
+    Treatment()(backdoored, toy_data(10), seed=0)
+    assert done == [VirtualTokens()]
 
 
 def tried(words: str, hits: int) -> FoundTrigger:

@@ -6,7 +6,7 @@
    with virtual tokens for what was not found (anchored_tokens.py).
 3. Where it finds none after looking everywhere, but a word or two come near, they may be part of a sentence all the same, and are treated as such.
 4. Where nothing comes near, the repair that needs no trigger follows: it is all there is against what the scan cannot see. (docs/scan.md has what it
-   does after step 2.)
+   does after step 2.) It is a gentler one where the scan looked everywhere and suspects nothing, as most such models have no backdoor.
 
 Our own combination; each part is a method of its own.
 """
@@ -23,7 +23,7 @@ from excise.budget import within
 from excise.data import TextDataset
 from excise.defenses._neighbours import neighbours
 from excise.errors import DataError, TimeUpError
-from excise.finding import phrases
+from excise.finding import Finding, phrases
 from excise.method import Defense, Paper, Scanner
 from excise.progress import note, stage
 from excise.seeds import derive
@@ -54,18 +54,25 @@ class Treatment(Defense):
     beside: Defense = field(default_factory=lambda: registry.build("defense", "anchored_tokens", "beside"))
     """What takes out no more than two words, with what may stand beside them; it gets phrases of them as `phrases` if it has that setting."""
     repair: Defense = field(default_factory=lambda: registry.build("defense", "virtual_tokens", "repair"))
-    """What is done where no trigger is found, and no word comes near."""
+    """What is done where no trigger is found and no word comes near, but something is suspected or was not looked for."""
+    precaution: Defense = field(default_factory=lambda: registry.build("defense", "virtual_tokens share=0.8", "precaution"))
+    """What is done where nothing is suspected and everything was looked for: not all the way."""
 
     def __call__(self, victim: Victim, data: TextDataset, *, seed: int) -> Victim:
-        if triggers := tuple(dict.fromkeys(self.triggers)) or self.recovered(victim, data, seed=derive(seed, "scan")):
+        repair, triggers = self.repair, tuple(dict.fromkeys(self.triggers))
+        if not triggers and (finding := self.scanned(victim, data, seed=derive(seed, "scan"))):
+            triggers = self.recovered(finding)
+            clear = not finding.left_out and finding.score < self.scanner.lines[0]
+            repair = self.precaution if clear else self.repair
+        if triggers:
             named = self.with_neighbours(victim, data, triggers, seed=derive(seed, "neighbours"))
             with stage("unlearning"):
                 repaired = self.unlearner(triggers, named)(victim, data, seed=derive(seed, "unlearning"))
                 note(f"{len(named)} word{'s or phrases were' if named[1:] else ' was'} unlearned: {', '.join(named)}.")
                 return repaired
-        note(f"No trigger was found to unlearn; {registry.name_of(self.repair)} was done in its place.")
+        note(f"No trigger was found to unlearn; {registry.name_of(repair)} was done in its place.")
         with stage("repair"):
-            return self.repair(victim, data, seed=derive(seed, "repair"))
+            return repair(victim, data, seed=derive(seed, "repair"))
 
     def unlearner(self, triggers: tuple[str, ...], named: tuple[str, ...]) -> Defense:
         """What takes them out."""
@@ -93,15 +100,18 @@ class Treatment(Defense):
                     note(f"What stands beside {trigger} is not unlearned: {error}")
         return tuple(found)
 
-    def recovered(self, victim: Victim, data: TextDataset, *, seed: int) -> tuple[str, ...]:
-        """The triggers of the scan and the words that act alike, if it found a backdoor; else the few words that come nearest to one."""
+    def scanned(self, victim: Victim, data: TextDataset, *, seed: int) -> Finding | None:
+        """What the scan found, if one can be made in its time."""
         try:
             self.scanner.check_texts(data)
             with stage("scan"), within(self.budget):
-                finding = self.scanner(victim, data, seed=seed)
+                return self.scanner(victim, data, seed=seed)
         except (DataError, TimeUpError) as error:
             note(f"No scan for triggers: {error}")
-            return ()
+            return None
+
+    def recovered(self, finding: Finding) -> tuple[str, ...]:
+        """The triggers of the scan and the words that act alike, if it found a backdoor; else the few words that come nearest to one."""
         suspicious, found = self.scanner.lines
         if finding.score >= suspicious:
             note(f"The scan for triggers {'says' if finding.score >= found else 'suspects, which is not enough to name it'}: {finding.summary}")
